@@ -1,0 +1,59 @@
+"""Every error that Rayzyme raises on purpose, one small tree.
+
+A message says what happened, to what, and what to do about it. The edges (command line, HTTP) translate a class to an
+exit code or a status in one table each, so the classes here carry meaning and no numbers.
+"""
+
+from __future__ import annotations
+
+
+class RayzymeError(Exception):
+    """Base of every error below."""
+
+
+class InvalidInput(RayzymeError, ValueError):
+    """What the caller gave cannot be used: a reaction, a protein, a file, a number out of range."""
+
+
+class InvalidReaction(InvalidInput):
+    """A reaction that cannot be parsed, mapped or drawn."""
+
+
+class InvalidProtein(InvalidInput):
+    """A sequence or structure that cannot be used."""
+
+
+class ValidationError(InvalidInput):
+    """Settings that do not hold; the message lists every fault at once."""
+
+
+class NotFound(RayzymeError, LookupError):
+    """A checkpoint, screening set or file that does not exist under the given name."""
+
+
+class CheckpointError(RayzymeError):
+    """A checkpoint (or a pickled file) that is truncated, corrupt, unsafe to read or of an unsupported variant."""
+
+
+class CheckpointMismatch(RayzymeError):
+    """Embeddings of one checkpoint were to be compared with those of another."""
+
+
+class DownloadFailed(RayzymeError):
+    """A file could not be fetched completely and correctly."""
+
+
+class DeviceUnavailable(RayzymeError):
+    """A device was asked for that this machine or cluster does not have."""
+
+
+class InsufficientSpace(RayzymeError):
+    """Memory or disk does not suffice; the message gives both figures."""
+
+
+class MissingExtra(RayzymeError, ImportError):
+    """An optional dependency is needed; the message gives the install command."""
+
+
+class WorkerLost(RayzymeError):
+    """An actor died during a request and could not be brought back in time."""

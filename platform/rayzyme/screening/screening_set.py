@@ -1,0 +1,329 @@
+"""The screening set: proteins with ids, metadata and unit embeddings, one Arrow IPC file, memory-mapped.
+
+A file is written once, whole, under another name and then renamed, so a reader sees all of it or nothing. Everything that
+reads Arrow opens it: pandas, polars, DuckDB. The columns are `protein_id`, the metadata columns, and `embedding`, a
+fixed-size list of float32, float16 or (bfloat16, which Arrow has no type for) uint16 bit patterns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from rayzyme.errors import CheckpointMismatch, InsufficientSpace, InvalidInput, NotFound
+from rayzyme.screening.index import as_rows
+
+FORMAT_VERSION = 1
+ID_COLUMN = "protein_id"
+EMBEDDING_COLUMN = "embedding"
+_METADATA_KEY = b"rayzyme"
+_ARROW_TYPES: dict[str, Any] = {"float32": pa.float32(), "float16": pa.float16(), "bfloat16": pa.uint16()}
+_TORCH_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_UNIT_TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 1e-2}
+_BLOCK_ROWS = 16_384
+
+EmbeddingType = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRef:
+    """Which checkpoint made an embedding: its name for people, its SHA-256 for comparison."""
+
+    name: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.digest[:12] or 'no digest'})"
+
+
+class NamedCheckpoint(Protocol):
+    """Anything that says which checkpoint it is: an `Encoder`, a `CheckpointRef`."""
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """The checkpoint's SHA-256, hexadecimal."""
+        ...
+
+
+class ScreeningSet:
+    """Proteins with ids, metadata and unit embeddings of one checkpoint.
+
+    Attributes:
+        checkpoint: The checkpoint that made the embeddings.
+        dimension: Length of an embedding.
+        embedding_type: How embeddings are stored: "float32", "float16" or "bfloat16".
+        normalised: True where every row has unit L2 norm.
+        created: UTC time of making, ISO 8601.
+        path: The file it was opened from, None for one in memory.
+    """
+
+    def __init__(self, table: pa.Table, path: Path | None = None, mapping: pa.MemoryMappedFile | None = None) -> None:
+        """Wrap a table in the file's layout; use `open` or `from_arrays` instead."""
+        header = _read_header(table.schema, path)
+        self.checkpoint = CheckpointRef(header["checkpoint"], header["checkpoint_digest"])
+        self.dimension = int(header["dimension"])
+        self.embedding_type: EmbeddingType = header["embedding_type"]
+        self.normalised = bool(header["normalised"])
+        self.created = str(header["created"])
+        self.path = path
+        self._table = table
+        self._mapping = mapping
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> ScreeningSet:
+        """Open a file by memory map; nothing is copied, however large it is.
+
+        Raises:
+            NotFound: There is no such file.
+            InvalidInput: The file is no screening set, is truncated, or was written by a newer version.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise NotFound(f"screening set {file} does not exist; `rayzyme sets list` shows the sets known by name")
+        mapping = pa.memory_map(str(file), "r")
+        try:
+            table = pa.ipc.open_file(mapping).read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InvalidInput(
+                f"{file} is not a readable screening set ({error}); it may be truncated: build or import it again"
+            ) from None
+        return cls(table, file, mapping)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        protein_ids: Sequence[str],
+        embeddings: NDArray[Any] | torch.Tensor,
+        metadata: Mapping[str, Sequence[Any]] | pa.Table | None = None,
+        checkpoint: NamedCheckpoint | str = "unnamed",
+        *,
+        embedding_type: EmbeddingType | None = None,
+    ) -> ScreeningSet:
+        """Make a set in memory.
+
+        Args:
+            protein_ids: n distinct, non-empty ids.
+            embeddings: (n, dimension), float32, float16 or bfloat16 (a tensor), finite, of unit length.
+            metadata: Columns of n values each.
+            checkpoint: What made the embeddings; a plain string names a checkpoint whose digest is not known, and such a
+                set is compared by name alone.
+            embedding_type: How to store the embeddings; None keeps their type (float64 becomes float32).
+
+        Raises:
+            InvalidInput: Lengths differ, an id is empty or occurs twice, a value is not finite, a row is not of unit
+                length; the message names the first one at fault.
+        """
+        ids = [str(identifier) for identifier in protein_ids]
+        stored = _as_tensor(embeddings, embedding_type)
+        _check_ids(ids, stored.shape[0])
+        type_name = next(name for name, dtype in _TORCH_TYPES.items() if dtype == stored.dtype)
+        _check_rows(stored, ids, _UNIT_TOLERANCE[type_name])
+        columns: dict[str, Any] = {ID_COLUMN: pa.array(ids, pa.string())}
+        given = metadata if metadata is not None else {}
+        names = given.column_names if isinstance(given, pa.Table) else list(given)
+        for name in names:
+            values = given[name]
+            if name in (ID_COLUMN, EMBEDDING_COLUMN):
+                raise InvalidInput(f"metadata column {name!r} clashes with the set's own column; rename it")
+            if len(values) != len(ids):
+                raise InvalidInput(f"metadata column {name!r} has {len(values)} values for {len(ids)} proteins")
+            columns[name] = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(list(values))
+        columns[EMBEDDING_COLUMN] = _embedding_array(stored, type_name)
+        reference = CheckpointRef(checkpoint, "") if isinstance(checkpoint, str) else checkpoint
+        header = {
+            "format_version": FORMAT_VERSION,
+            "checkpoint": reference.name,
+            "checkpoint_digest": reference.digest,
+            "dimension": int(stored.shape[1]),
+            "embedding_type": type_name,
+            "normalised": True,
+            "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        }
+        return cls(pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(header)}))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the set as one file, atomically; an older file of that name is replaced.
+
+        Raises:
+            InsufficientSpace: The disk is full; no partial file is left.
+        """
+        destination = Path(path)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        needed = self._table.nbytes
+        with disk_full_named(destination, needed):
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{destination.name}.", dir=destination.parent)
+            try:
+                with os.fdopen(descriptor, "wb") as sink:
+                    # One record batch, so that the embeddings are one contiguous block that can be viewed as a matrix.
+                    single = self._table.combine_chunks()
+                    with pa.ipc.new_file(sink, single.schema) as writer:
+                        writer.write_table(single)
+                    sink.flush()
+                    os.fsync(sink.fileno())
+                Path(temporary).chmod(0o644)
+                Path(temporary).replace(destination)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+        return destination
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @property
+    def protein_ids(self) -> pa.Array:
+        """The ids, an Arrow string array of length n."""
+        return _single_chunk(self._table[ID_COLUMN])
+
+    @property
+    def metadata(self) -> pa.Table:
+        """The metadata columns, without ids and embeddings."""
+        return self._table.drop_columns([ID_COLUMN, EMBEDDING_COLUMN])
+
+    @property
+    def embeddings(self) -> np.ndarray[Any, Any]:
+        """Read-only (n, dimension) view of float32 or float16; bfloat16 is widened to a float32 copy."""
+        if self.embedding_type == "bfloat16":
+            return self.tensor().float().numpy()
+        return self._matrix()
+
+    def tensor(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows `start` to `stop` as a CPU tensor of the stored type, a view where the file has one batch. Never write to it."""
+        with warnings.catch_warnings():
+            # Memory-mapped rows are read-only; torch knows no such tensors and warns. Nothing here writes to them.
+            warnings.simplefilter("ignore", UserWarning)
+            rows = torch.from_numpy(self._matrix()[start:stop])
+        return rows.view(torch.bfloat16) if self.embedding_type == "bfloat16" else rows
+
+    def take(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+        """The metadata of some rows, one mapping a row, without ids and embeddings."""
+        taken: list[dict[str, Any]] = self.metadata.take(pa.array(rows, pa.int64())).to_pylist()
+        return taken
+
+    def require_checkpoint(self, other: NamedCheckpoint) -> None:
+        """Refuse a query embedded by another checkpoint.
+
+        Raises:
+            CheckpointMismatch: Names both.
+        """
+        same = (
+            self.checkpoint.digest == other.digest
+            if self.checkpoint.digest and other.digest
+            else self.checkpoint.name == other.name
+        )
+        if not same:
+            query = CheckpointRef(other.name, other.digest)
+            raise CheckpointMismatch(
+                f"the screening set was made by checkpoint {self.checkpoint}, the query by {query}: their scores mean "
+                f"nothing together; use that checkpoint, or build the set again with `rayzyme sets build`"
+            )
+
+    def info(self) -> dict[str, Any]:
+        """Facts about the set as plain values: sizes in bytes, counts in proteins."""
+        return {
+            "proteins": len(self),
+            "dimension": self.dimension,
+            "embedding_type": self.embedding_type,
+            "checkpoint": self.checkpoint.name,
+            "checkpoint_digest": self.checkpoint.digest,
+            "normalised": self.normalised,
+            "created": self.created,
+            "metadata_columns": self.metadata.column_names,
+            "path": str(self.path) if self.path else None,
+            "bytes": self.path.stat().st_size if self.path else self._table.nbytes,
+        }
+
+    def _matrix(self) -> np.ndarray[Any, Any]:
+        column = _single_chunk(self._table[EMBEDDING_COLUMN])
+        flat = column.flatten().to_numpy(zero_copy_only=True)
+        return np.asarray(flat).reshape(len(self), self.dimension)
+
+
+@contextlib.contextmanager
+def disk_full_named(destination: Path, needed_bytes: int) -> Iterator[None]:
+    """Turn "no space left on device" into an error that gives the need and what is free, in MB."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(destination.parent).free
+        raise InsufficientSpace(
+            f"the disk is full: writing {destination} needs about {needed_bytes / 1e6:.1f} MB and {free / 1e6:.1f} MB are "
+            f"free; free some space or name another folder, then run the same command again"
+        ) from None
+
+
+def _read_header(schema: pa.Schema, path: Path | None) -> dict[str, Any]:
+    raw = (schema.metadata or {}).get(_METADATA_KEY)
+    if raw is None or ID_COLUMN not in schema.names or EMBEDDING_COLUMN not in schema.names:
+        raise InvalidInput(
+            f"{path or 'the table'} is an Arrow file but no screening set (columns: {', '.join(schema.names)}); "
+            f"`rayzyme sets import` makes one from embeddings"
+        )
+    header: dict[str, Any] = json.loads(raw)
+    if header["format_version"] > FORMAT_VERSION:
+        raise InvalidInput(
+            f"{path or 'the table'} has format version {header['format_version']}; this Rayzyme reads up to "
+            f"{FORMAT_VERSION}: upgrade Rayzyme"
+        )
+    return header
+
+
+def _as_tensor(embeddings: NDArray[Any] | torch.Tensor, embedding_type: EmbeddingType | None) -> torch.Tensor:
+    tensor = as_rows(embeddings).cpu()
+    return tensor if embedding_type is None else tensor.to(_TORCH_TYPES[embedding_type])
+
+
+def _check_ids(ids: Sequence[str], rows: int) -> None:
+    if len(ids) != rows:
+        raise InvalidInput(f"{len(ids)} protein ids for {rows} embeddings: give one id per row")
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        double = next(identifier for identifier in ids if identifier in seen or seen.add(identifier))  # type: ignore[func-returns-value]
+        raise InvalidInput(f"protein id {double!r} occurs twice: ids must be distinct")
+    if "" in ids:
+        raise InvalidInput(f"the protein in row {ids.index('') + 1} has an empty id")
+
+
+def _check_rows(stored: torch.Tensor, ids: Sequence[str], tolerance: float) -> None:
+    for start in range(0, stored.shape[0], _BLOCK_ROWS):
+        norms = stored[start : start + _BLOCK_ROWS].float().norm(dim=1)
+        wrong = torch.nonzero(~((norms - 1).abs() <= tolerance)).flatten()
+        if len(wrong):
+            first = int(wrong[0])
+            fault = (
+                f"has length {norms[first]:.6g} instead of 1"
+                if torch.isfinite(norms[first])
+                else "is not finite (NaN or infinity)"
+            )
+            raise InvalidInput(f"the embedding of protein {ids[start + first]!r} (row {start + first + 1}) {fault}")
+
+
+def _embedding_array(stored: torch.Tensor, type_name: str) -> pa.FixedSizeListArray:
+    bits = stored.view(torch.uint16) if type_name == "bfloat16" else stored
+    flat = pa.array(bits.numpy().reshape(-1), type=_ARROW_TYPES[type_name])
+    return pa.FixedSizeListArray.from_arrays(flat, int(stored.shape[1]))
+
+
+def _single_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

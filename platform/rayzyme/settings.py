@@ -1,0 +1,242 @@
+"""Settings of everything: defaults < YAML file < environment < overrides, merged deeply.
+
+The environment names a setting by its path, `RAYZYME_TASKS__SCREENING__TOP_K=50`; `RAYZYME_CONFIG` names the file, which
+otherwise is `config.yaml` in `RAYZYME_HOME`. Faults are reported together, each with its path and the nearest known name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import ValidationError as PydanticValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from rayzyme.errors import ValidationError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+ScreeningMode = Literal["interactive", "batched"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+
+
+def _refuse_bool(value: object) -> object:
+    # To Python True is the integer 1; in a settings file it is a slip.
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not a boolean")
+    return value
+
+
+PositiveInt = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+Ratio = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RaySettings(_Section):
+    """Which Ray to use.
+
+    Attributes:
+        address: `host:port` of a running cluster, "auto" for the one on this machine, None to start a local one.
+            `RAY_ADDRESS` counts when this is None.
+        num_cpus: Logical CPUs of a local Ray that Rayzyme starts; None takes what the machine has.
+        namespace: Ray namespace that the long-lived actors are named in.
+    """
+
+    address: str | None = None
+    num_cpus: PositiveInt | None = None
+    namespace: str = "rayzyme"
+
+
+class CheckpointSettings(_Section):
+    """Checkpoints beyond the built-in ones.
+
+    Attributes:
+        sources: Name -> URL or path, or a mapping with `url` and optionally `size`, `md5`, `sha256`.
+    """
+
+    sources: dict[str, str | dict[str, Any]] = Field(default_factory=dict)
+
+
+class ScreeningSettings(_Section):
+    """Defaults of a screen.
+
+    Attributes:
+        mode: "interactive" answers each reaction as soon as it can; "batched" groups reactions for throughput. The
+            rankings are the same.
+        batch_size: Reactions per group in batched mode.
+        top_k: Hits per reaction.
+    """
+
+    mode: ScreeningMode = "interactive"
+    batch_size: PositiveInt = 8
+    top_k: PositiveInt = 100
+
+
+class TaskSettings(_Section):
+    """Defaults by kind of task."""
+
+    screening: ScreeningSettings = ScreeningSettings()
+
+
+class MemorySettings(_Section):
+    """Attributes:
+    reserve_ratio: Share of the available memory (0 to 1) that is left alone when a shard is placed.
+    """
+
+    reserve_ratio: Ratio = 0.2
+
+
+class ResourceSettings(_Section):
+    """What the machine may be used for."""
+
+    memory: MemorySettings = MemorySettings()
+
+
+class LoggingSettings(_Section):
+    """Attributes:
+    level: Least severe level that is written.
+    console: Write to standard error.
+    file: Write to `$RAYZYME_HOME/logs/rayzyme.log`, rotated.
+    structured: Write JSON lines instead of text.
+    """
+
+    level: LogLevel = "INFO"
+    console: bool = True
+    file: bool = False
+    structured: bool = False
+
+
+class Settings(BaseSettings):
+    """Every setting of Rayzyme. Build one with `load_settings`.
+
+    Attributes:
+        home: Where checkpoints, screening sets, caches and logs live (`RAYZYME_HOME`).
+        device: Where models and shards go; "auto" takes a GPU where there is one.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="RAYZYME_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    home: Path = Path("~/.rayzyme")
+    device: Device = "auto"
+    ray: RaySettings = RaySettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    tasks: TaskSettings = TaskSettings()
+    resources: ResourceSettings = ResourceSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+    def model_post_init(self, _context: Any, /) -> None:
+        # Frozen for callers; this only expands "~" once, at birth.
+        object.__setattr__(self, "home", self.home.expanduser())
+
+    @property
+    def screening_sets(self) -> Path:
+        """Folder of the screening sets that are known by name."""
+        return self.home / "screening_sets"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of everything that may be deleted at any time."""
+        return self.home / "cache"
+
+
+def load_settings(config_file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Merge defaults, file, environment and overrides.
+
+    Args:
+        config_file: YAML file; None takes `RAYZYME_CONFIG`, else `$RAYZYME_HOME/config.yaml` where it exists.
+        overrides: Nested mapping that beats every other source.
+
+    Raises:
+        FileNotFoundError: `config_file` (or `RAYZYME_CONFIG`) does not exist.
+        ValidationError: Lists every fault: unknown keys with the nearest known one, values out of range.
+    """
+    file = _config_file(config_file)
+    file_values = _read_yaml(file) if file is not None else {}
+
+    class SourcedSettings(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=file_values)
+
+    try:
+        sourced = SourcedSettings(**(overrides or {}))
+    except PydanticValidationError as error:
+        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
+        where = f" (file {file})" if file is not None else ""
+        raise ValidationError(f"{error.error_count()} invalid setting(s){where}:\n{faults}") from None
+    return Settings.model_construct(**{name: getattr(sourced, name) for name in Settings.model_fields})
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, loaded once. `get_settings.cache_clear()` makes the next call load them again."""
+    return load_settings()
+
+
+def _config_file(config_file: str | Path | None) -> Path | None:
+    named = config_file or os.environ.get("RAYZYME_CONFIG")
+    if named is not None:
+        file = Path(named).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"settings file {file} does not exist; create it or leave out --config / RAYZYME_CONFIG"
+            )
+        return file
+    standard = Path(os.environ.get("RAYZYME_HOME", "~/.rayzyme")).expanduser() / "config.yaml"
+    return standard if standard.is_file() else None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValidationError(f"settings file {file} is not valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValidationError(f"settings file {file} must hold a mapping of sections, not a {type(values).__name__}")
+    return values
+
+
+def _describe(fault: Any) -> str:
+    location = [str(part) for part in fault["loc"]]
+    path = ".".join(location)
+    if fault["type"] == "extra_forbidden":
+        known = _names_at(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else f"known: {', '.join(known)}"
+        return f"{path}: unknown setting; {hint}"
+    return f"{path}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+
+
+def _names_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Settings
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = [annotation, *get_args(annotation)]
+        inner = next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
+        if inner is None:
+            return []
+        model = inner
+    return sorted(model.model_fields)

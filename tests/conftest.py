@@ -1,0 +1,46 @@
+"""Shared fixtures: an empty RAYZYME_HOME for every test, one Ray session for all, and the optional real data."""
+
+from __future__ import annotations
+
+import os
+
+# Ray reads these when it is imported, so they come before anything that may import it.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_raylet_start_wait_time_s="120", RAY_DEDUP_LOGS="0")
+
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the repository; tests that read it are skipped where it is absent."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"real data absent: {folder} does not exist")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A fresh RAYZYME_HOME, so that no test reads or writes the user's own."""
+    from rayzyme.settings import get_settings
+
+    folder = tmp_path / "rayzyme-home"
+    monkeypatch.setenv("RAYZYME_HOME", str(folder))
+    monkeypatch.delenv("RAYZYME_CONFIG", raising=False)
+    get_settings.cache_clear()
+    yield folder
+    get_settings.cache_clear()

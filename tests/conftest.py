@@ -10,10 +10,10 @@ os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_raylet_start_wait_time_s="120", RAY_DEDUP_LOGS="0")
 
-from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
+from collections.abc import Iterator
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 

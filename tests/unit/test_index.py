@@ -26,13 +26,17 @@ def scanning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "_EXACT_BLOCK_ROWS", 50)
 
 
-def brute_force(rows: Matrix, ids: list[str], queries: Matrix, k: int, among: Any = None) -> tuple[Matrix, NDArray[np.int64]]:
+def brute_force(
+    rows: Matrix, ids: list[str], queries: Matrix, k: int, among: Any = None
+) -> tuple[Matrix, NDArray[np.int64]]:
     """The definition: float64 products rounded to float32, best first, ties by id."""
     numbers = np.arange(len(rows)) if among is None else np.asarray(among)
     with np.errstate(over="ignore"):
         scores = (queries.astype(np.float64) @ rows[numbers].astype(np.float64).T).astype(np.float32)
     ranked = [sorted(range(len(numbers)), key=lambda i, s=line: (-s[i], ids[numbers[i]]))[:k] for line in scores]
-    return np.array([line[best] for line, best in zip(scores, ranked, strict=True)]), np.array([numbers[best] for best in ranked])
+    return np.array([line[best] for line, best in zip(scores, ranked, strict=True)]), np.array(
+        [numbers[best] for best in ranked]
+    )
 
 
 def unit_rows(n: int, d: int, seed: int) -> Matrix:
@@ -168,7 +172,9 @@ def test_memory_stays_within_one_and_six_tenths_of_the_float32_size() -> None:
 def test_a_row_that_is_not_finite_is_refused_by_name() -> None:
     rows = unit_rows(5, 4, 0)
     rows[3, 1] = np.nan
-    with pytest.raises(InvalidInput, match=r"protein 'D' \(row 4\) holds NaN or infinity; leave that protein out or embed it again"):
+    with pytest.raises(
+        InvalidInput, match=r"protein 'D' \(row 4\) holds NaN or infinity; leave that protein out or embed it again"
+    ):
         ExactIndex(rows, list("ABCDE"))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 from rayzyme.errors import InvalidInput
 
 ScanType = Literal["auto", "bfloat16", "float32"]
+SearchSteps = Generator[None, None, tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 _TILE_ROWS = 8_192
 _TILE_SCORES = 1 << 21
 _EXACT_BLOCK_ROWS = 4_096
+_GROUP = 256
 _SMALL = 1 << 22
 _POOL_LIMIT = 1 << 22
 # Within these norms neither float32 products overflow nor do the error terms drown in subnormal numbers.
@@ -108,6 +110,21 @@ class ExactIndex:
         Raises:
             InvalidInput: `k` below 1, queries of another dimension or not finite.
         """
+        steps = self.search_in_steps(queries, k, rows)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                found: tuple[NDArray[np.float32], NDArray[np.int64]] = done.value
+                return found
+
+    def search_in_steps(
+        self, queries: NDArray[Any] | torch.Tensor, k: int, rows: NDArray[np.int64] | None = None
+    ) -> SearchSteps:
+        """`search` in short steps: it yields after each tile, so that more urgent work may go in between.
+
+        At most `_GROUP` queries are scanned together, which bounds a step by about 2^21 row products.
+        """
         wanted = self._check_queries(queries)
         if k < 1:
             raise InvalidInput(f"top k must be at least 1, not {k}")
@@ -118,12 +135,15 @@ class ExactIndex:
         )
         available = len(self) if allowed is None else len(allowed)
         k = min(k, available)
-        if k == 0 or len(wanted) == 0:
-            return np.empty((len(wanted), k), np.float32), np.empty((len(wanted), k), np.int64)
-        if self._scan_pays(wanted, k, available):
-            numbers, owners = self._scan_candidates(wanted, k, allowed)
-            return self._rank_candidates(wanted, k, numbers, owners)
-        return self._rank_all(wanted, k, allowed)
+        scores, found = np.empty((len(wanted), k), np.float32), np.empty((len(wanted), k), np.int64)
+        for first in range(0, len(wanted) if k else 0, _GROUP):
+            group = slice(first, first + _GROUP)
+            if self._scan_pays(wanted[group], k, available):
+                numbers, owners = yield from self._scan_candidates(wanted[group], k, allowed)
+                scores[group], found[group] = yield from self._rank_candidates(wanted[group], k, numbers, owners)
+            else:
+                scores[group], found[group] = yield from self._rank_all(wanted[group], k, allowed)
+        return scores, found
 
     def scores(self, queries: NDArray[Any] | torch.Tensor) -> NDArray[np.float32]:
         """The score of every row, float32 (q, n): what a full ranking (evaluation) needs."""
@@ -179,7 +199,7 @@ class ExactIndex:
 
     def _scan_candidates(
         self, queries: torch.Tensor, k: int, allowed: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Generator[None, None, tuple[torch.Tensor, torch.Tensor]]:
         """Rows that may be among the k best, as (row numbers, query numbers), sorted by query."""
         available = len(self) if allowed is None else len(allowed)
         narrow = queries.to(self._scan.dtype)
@@ -198,24 +218,25 @@ class ExactIndex:
             error = error * 1.001 + 1e-30
             approximate = narrow @ tile.T
             pool.add(approximate, error, start)
+            yield
         found, owners = pool.finish()
         return (found if allowed is None else allowed[found]), owners
 
     def _rank_candidates(
         self, queries: torch.Tensor, k: int, numbers: torch.Tensor, owners: torch.Tensor
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    ) -> SearchSteps:
         scores = torch.empty((len(queries), k), dtype=torch.float32, device=queries.device)
         rows = torch.empty((len(queries), k), dtype=torch.int64, device=queries.device)
         counts = torch.bincount(owners, minlength=len(queries)).tolist()
         exact_queries = queries.double()
-        for number, candidates in enumerate(numbers.split(counts)):
+        for number, candidates in enumerate(torch.split(numbers, counts)):
             exact = (self._rows[candidates].double() @ exact_queries[number]).float()
             scores[number], rows[number] = self._best(exact, candidates, k)
+            if number % 32 == 31:
+                yield
         return scores.cpu().numpy(), rows.cpu().numpy()
 
-    def _rank_all(
-        self, queries: torch.Tensor, k: int, allowed: torch.Tensor | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _rank_all(self, queries: torch.Tensor, k: int, allowed: torch.Tensor | None) -> SearchSteps:
         """Plain brute force, a few queries at a time so that at most `_SMALL` scores are held."""
         available = len(self) if allowed is None else len(allowed)
         numbers = torch.arange(available, device=queries.device) if allowed is None else allowed
@@ -227,6 +248,7 @@ class ExactIndex:
             for start in range(0, available, _EXACT_BLOCK_ROWS):
                 block = self._rows[numbers[start : start + _EXACT_BLOCK_ROWS]].double()
                 exact[:, start : start + len(block)] = exact_queries @ block.T
+                yield
             for one in exact:
                 best_scores, best_rows = self._best(one, numbers, k)
                 scores.append(best_scores)

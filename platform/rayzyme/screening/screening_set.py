@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -74,6 +75,7 @@ class ScreeningSet:
         embedding_type: How embeddings are stored: "float32", "float16" or "bfloat16".
         normalised: True where every row has unit L2 norm.
         created: UTC time of making, ISO 8601.
+        digest: SHA-256 of ids, metadata and embeddings, hexadecimal: what makes this set this set.
         path: The file it was opened from, None for one in memory.
     """
 
@@ -85,6 +87,7 @@ class ScreeningSet:
         self.embedding_type: EmbeddingType = header["embedding_type"]
         self.normalised = bool(header["normalised"])
         self.created = str(header["created"])
+        self.digest = str(header["digest"])
         self.path = path
         self._table = table
         self._mapping = mapping
@@ -157,6 +160,7 @@ class ScreeningSet:
             "dimension": int(stored.shape[1]),
             "embedding_type": type_name,
             "normalised": True,
+            "digest": _content_digest(columns),
             "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
         return cls(pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(header)}))
@@ -206,6 +210,11 @@ class ScreeningSet:
             return self.tensor().float().numpy()
         return self._matrix()
 
+    @property
+    def proteins(self) -> pa.Table:
+        """Ids and metadata columns, without embeddings."""
+        return self._table.drop_columns([EMBEDDING_COLUMN])
+
     def tensor(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows `start` to `stop` as a CPU tensor of the stored type, a view where the file has one batch. Never write to it."""
         with warnings.catch_warnings():
@@ -213,11 +222,6 @@ class ScreeningSet:
             warnings.simplefilter("ignore", UserWarning)
             rows = torch.from_numpy(self._matrix()[start:stop])
         return rows.view(torch.bfloat16) if self.embedding_type == "bfloat16" else rows
-
-    def take(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> list[dict[str, Any]]:
-        """The metadata of some rows, one mapping a row, without ids and embeddings."""
-        taken: list[dict[str, Any]] = self.metadata.take(pa.array(rows, pa.int64())).to_pylist()
-        return taken
 
     def require_checkpoint(self, other: NamedCheckpoint) -> None:
         """Refuse a query embedded by another checkpoint.
@@ -247,6 +251,7 @@ class ScreeningSet:
             "checkpoint_digest": self.checkpoint.digest,
             "normalised": self.normalised,
             "created": self.created,
+            "digest": self.digest,
             "metadata_columns": self.metadata.column_names,
             "path": str(self.path) if self.path else None,
             "bytes": self.path.stat().st_size if self.path else self._table.nbytes,
@@ -323,6 +328,16 @@ def _embedding_array(stored: torch.Tensor, type_name: str) -> pa.FixedSizeListAr
     bits = stored.view(torch.uint16) if type_name == "bfloat16" else stored
     flat = pa.array(bits.numpy().reshape(-1), type=_ARROW_TYPES[type_name])
     return pa.FixedSizeListArray.from_arrays(flat, int(stored.shape[1]))
+
+
+def _content_digest(columns: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, column in columns.items():
+        digest.update(name.encode())
+        for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+            for buffer in chunk.buffers():
+                digest.update(buffer or b"")
+    return digest.hexdigest()
 
 
 def _single_chunk(column: pa.ChunkedArray) -> pa.Array:

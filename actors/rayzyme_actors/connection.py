@@ -1,0 +1,79 @@
+"""Connecting to Ray: a running cluster where one is named, else a local Ray that asks for a token.
+
+Ray reads `RAY_AUTH_MODE` when it is imported, and without it a program's local Ray writes a token into the home directory
+that later changes how `ray start` behaves. So Rayzyme always says which mode it wants, before the import.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+from rayzyme.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
+
+
+def settle_authentication() -> None:
+    """Give this process's own local Ray a token of its own, in `RAYZYME_HOME`, unless the user has set a mode.
+
+    With a cluster's address in `RAY_ADDRESS` or the settings nothing is touched: its mode is its owner's business.
+    """
+    if "RAY_AUTH_MODE" in os.environ or "ray" in sys.modules or _address(get_settings()) is not None:
+        return
+    token_file = get_settings().home / "ray" / "auth_token"
+    token_file.parent.mkdir(parents=True, exist_ok=True)
+    _write_once(token_file)
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token_file))
+
+
+def connect(settings: Settings | None = None) -> dict[str, Any]:
+    """Connect this process to Ray, once; a connection that exists is used as it is.
+
+    Args:
+        settings: None takes the process's settings.
+
+    Returns:
+        `{"address", "local"}`: the cluster's address and whether it was started here.
+
+    Raises:
+        ConnectionError: A named cluster does not answer.
+    """
+    settings = settings or get_settings()
+    import ray
+
+    address = _address(settings)
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # A GPU node's CPU actors must not see its GPUs.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+        options: dict[str, Any] = {
+            "namespace": settings.ray.namespace,
+            "log_to_driver": False,
+            "logging_level": logging.WARNING,
+        }
+        if address is None:
+            options |= {"address": "local", "num_cpus": settings.ray.num_cpus, "include_dashboard": False}
+        else:
+            options["address"] = address
+        ray.init(**options)
+    context = ray.get_runtime_context()
+    return {"address": context.gcs_address, "local": address is None}
+
+
+def _address(settings: Settings) -> str | None:
+    return os.environ.get("RAY_ADDRESS") or settings.ray.address
+
+
+def _write_once(token_file: Path) -> None:
+    try:
+        descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(descriptor, "w") as sink:
+        sink.write(secrets.token_hex(32))

@@ -1,0 +1,233 @@
+"""The embedding shard: a slice of a screening set, resident on one device, that answers exact top-k queries for ever.
+
+Its constructor only notes what to load; loading is the first work of its thread, so an error in it reaches every caller as
+itself, and after a crash Ray runs the constructor again and the shard rebuilds itself from the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from rayzyme.errors import InsufficientSpace
+from rayzyme.models.devices import resolve_device
+from rayzyme.resources import available_memory
+from rayzyme.screening import ExactIndex, ScreeningSet
+from rayzyme.screening.filters import matching_rows
+from rayzyme_actors.lanes import Lane, LaneExecutor, Steps
+
+_ONLINE_TOGETHER = 64
+_RANKED_TOGETHER = 16
+_FILTERS_KEPT = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Request:
+    queries: NDArray[np.float32]
+    k: int
+    filters: Mapping[str, Any] | None
+    answer: asyncio.Future[pa.Table]
+
+
+class EmbeddingShard:
+    """Rows `start` to `stop` of a screening set on one device."""
+
+    def __init__(self, path: str, start: int, stop: int, device: str, threads: int, reserve_ratio: float) -> None:
+        """Begin to load.
+
+        Args:
+            path: File of the screening set, readable on this node.
+            start: First row.
+            stop: One past the last row.
+            device: "auto", "cpu" or "cuda".
+            threads: CPU threads to compute with.
+            reserve_ratio: Share of the available memory to leave alone, 0 to 1.
+        """
+        self._path, self._start, self._stop = path, start, stop
+        self._threads, self._reserve_ratio = threads, reserve_ratio
+        self._rows_admitted = lru_cache(maxsize=_FILTERS_KEPT)(self._find_rows)
+        self._pending: deque[_Request] = deque()
+        self._executor = LaneExecutor("shard", lambda: torch.set_num_threads(threads))
+        self._loaded = self._executor.submit(lambda: self._load(device), "online")
+
+    async def search(
+        self, queries: NDArray[np.float32], k: int, filters: Mapping[str, Any] | None = None, lane: Lane = "online"
+    ) -> pa.Table:
+        """The k best proteins of this slice.
+
+        Args:
+            queries: float32 (q, d), unit rows.
+            k: Hits per query; fewer come where the slice, or what the filter admits of it, is smaller.
+            filters: As in `rayzyme.screening.filters`.
+            lane: "online" requests go first and are searched together; "batch" goes in steps.
+
+        Returns:
+            Columns `query` (int32), `score` (float32), `protein_id` and metadata; best first for each query.
+        """
+        await asyncio.wrap_future(self._loaded)
+        if lane == "batch":
+            future = self._executor.submit(lambda: self._search(queries, k, filters), "batch")
+            return await asyncio.wrap_future(future)
+        request = _Request(queries, k, filters, asyncio.get_running_loop().create_future())
+        self._pending.append(request)
+        await asyncio.wrap_future(self._executor.submit(self._search_pending, "online"))
+        return await request.answer
+
+    async def count_better(
+        self, queries: NDArray[np.float32], scores: list[NDArray[np.float32]], protein_ids: list[list[str]]
+    ) -> list[NDArray[np.int64]]:
+        """How many rows of this slice rank before given proteins: what full-ranking evaluation sums over shards.
+
+        Args:
+            queries: float32 (q, d).
+            scores: For each query the scores (a,) of its proteins.
+            protein_ids: For each query the ids of the same proteins.
+
+        Returns:
+            For each query int64 (a,): rows of higher score, or of equal score and smaller id.
+        """
+        await asyncio.wrap_future(self._loaded)
+        future = self._executor.submit(lambda: self._count_better(queries, scores, protein_ids), "batch")
+        return await asyncio.wrap_future(future)
+
+    async def scores_of(self, queries: NDArray[np.float32], protein_ids: list[list[str]]) -> list[dict[str, float]]:
+        """For each query the exact scores of those of its proteins that this slice holds, by id."""
+        await asyncio.wrap_future(self._loaded)
+        future = self._executor.submit(lambda: self._scores_of(queries, protein_ids), "batch")
+        return await asyncio.wrap_future(future)
+
+    async def describe(self) -> dict[str, Any]:
+        """What this shard is and holds; sizes in bytes, times in seconds."""
+        await asyncio.wrap_future(self._loaded)
+        return {
+            "pid": os.getpid(), "path": self._path,
+            "start": self._start, "stop": self._stop, "device": self._device, "threads": self._threads,
+            "scan_type": self._index.scan_type, "bytes": self._index.nbytes, "longest_step": self._executor.longest_step,
+            "waiting": self._executor.waiting(),
+        }  # fmt: skip
+
+    def _load(self, device: str) -> Steps:
+        yield from ()
+        self._device = resolve_device(device)
+        opened = ScreeningSet.open(self._path)
+        rows = opened.tensor(self._start, self._stop)
+        self._require_memory(rows)
+        self._proteins = opened.proteins.slice(self._start, self._stop - self._start)
+        self._ids = self._proteins["protein_id"].combine_chunks()
+        self._index = ExactIndex(rows, self._ids, device=self._device)
+
+    def _require_memory(self, rows: torch.Tensor) -> None:
+        narrow = 0 if rows.dtype == torch.bfloat16 else rows.numel() * 2
+        needed = rows.nbytes + narrow
+        if self._device.startswith("cuda"):
+            free, place = torch.cuda.mem_get_info()[0], f"the GPU of {self._device}"
+        else:
+            free, place = available_memory(), "this node"
+        usable = int(free * (1 - self._reserve_ratio))
+        if needed > usable:
+            raise InsufficientSpace(
+                f"rows {self._start} to {self._stop} of {Path(self._path).name} need {needed / 1e6:.0f} MB; {place} has "
+                f"{usable / 1e6:.0f} MB to give ({free / 1e6:.0f} MB free, {self._reserve_ratio:.0%} kept in reserve): use more "
+                f"nodes, store the set as bfloat16, or lower resources.memory.reserve_ratio"
+            )
+
+    def _search(self, queries: NDArray[np.float32], k: int, filters: Mapping[str, Any] | None) -> Steps:
+        admitted = None if not filters else self._rows_admitted(json.dumps(filters, sort_keys=True))
+        scores, rows = yield from self._index.search_in_steps(queries, k, admitted)
+        return self._hits(scores, rows)
+
+    def _search_pending(self) -> Steps:
+        """Search for all online requests that wait, those alike in one scan: eight queries cost little more than one."""
+        waiting: list[_Request] = []
+        while self._pending:
+            waiting.append(self._pending.popleft())
+        while waiting:
+            filters = waiting[0].filters
+            alike = [request for request in waiting if request.filters == filters][:_ONLINE_TOGETHER]
+            waiting = [request for request in waiting if request not in alike]
+            try:
+                queries = np.concatenate([request.queries for request in alike])
+                hits = yield from self._search(queries, max(request.k for request in alike), filters)
+            except Exception as error:
+                for request in alike:
+                    _settle(request.answer, error)
+                continue
+            offset = 0
+            for request in alike:
+                _settle(request.answer, _part(hits, offset, len(request.queries), request.k))
+                offset += len(request.queries)
+
+    def _find_rows(self, filters: str) -> NDArray[np.int64]:
+        return matching_rows(self._proteins, json.loads(filters))
+
+    def _hits(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> pa.Table:
+        queries, k = rows.shape
+        taken = self._proteins.take(pa.array(rows.reshape(-1)))
+        numbers = pa.array(np.repeat(np.arange(queries, dtype=np.int32), k))
+        return taken.add_column(0, "score", pa.array(scores.reshape(-1))).add_column(0, "query", numbers)
+
+    def _count_better(
+        self, queries: NDArray[np.float32], scores: list[NDArray[np.float32]], protein_ids: list[list[str]]
+    ) -> Steps:
+        ids = np.array(self._ids.to_pylist(), dtype=object)
+        counts = []
+        for first in range(0, len(queries), _RANKED_TOGETHER):
+            group = slice(first, first + _RANKED_TOGETHER)
+            lines = self._index.scores(queries[group])
+            yield
+            for line, own_scores, own_ids in zip(lines, scores[group], protein_ids[group], strict=True):
+                better = [
+                    np.count_nonzero(line > score) + np.count_nonzero(ids[line == score] < protein_id)
+                    for score, protein_id in zip(own_scores, own_ids, strict=True)
+                ]
+                counts.append(np.array(better, dtype=np.int64))
+        return counts
+
+    def _scores_of(self, queries: NDArray[np.float32], protein_ids: list[list[str]]) -> Steps:
+        row_of = {protein_id: row for row, protein_id in enumerate(self._ids.to_pylist())}
+        found = []
+        for first in range(0, len(queries), _RANKED_TOGETHER):
+            group = slice(first, first + _RANKED_TOGETHER)
+            lines = self._index.scores(queries[group])
+            yield
+            found += [
+                {protein_id: float(line[row_of[protein_id]]) for protein_id in wanted if protein_id in row_of}
+                for line, wanted in zip(lines, protein_ids[group], strict=True)
+            ]
+        return found
+
+
+def _settle(answer: asyncio.Future[pa.Table], outcome: pa.Table | Exception) -> None:
+    """Hand an outcome to the event loop's thread; a caller who has gone does not matter."""
+
+    def deliver() -> None:
+        if answer.done():
+            return
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+
+    answer.get_loop().call_soon_threadsafe(deliver)
+
+
+def _part(hits: pa.Table, first: int, count: int, k: int) -> pa.Table:
+    """The hits of `count` queries from `first` on, at most k each, numbered from 0."""
+    numbers = hits["query"].to_numpy()
+    own = np.flatnonzero((numbers >= first) & (numbers < first + count))
+    width = len(own) // count
+    kept = own.reshape(count, width)[:, :k].reshape(-1)
+    part = hits.take(pa.array(kept))
+    return part.set_column(0, "query", pa.array(part["query"].to_numpy() - np.int32(first)))

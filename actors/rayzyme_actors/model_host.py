@@ -1,0 +1,114 @@
+"""The model host: one loaded checkpoint that encodes reactions and proteins for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayzyme.chemistry import PreparedReaction, prepare_reactions
+from rayzyme.errors import InvalidReaction
+from rayzyme.models.checkpoints import CheckpointRegistry
+from rayzyme.models.encoder import Embeddings
+from rayzyme.proteins import Protein
+from rayzyme_actors.lanes import Lane, LaneExecutor, Steps
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedReactions:
+    """What became of some reactions.
+
+    Attributes:
+        prepared: For each reaction what was encoded, or the reason (a text) why it could not be.
+        embeddings: float32 (m, d), one unit row for each of the m reactions that could, in order.
+    """
+
+    prepared: list[PreparedReaction | str]
+    embeddings: Embeddings
+
+
+class ModelHost:
+    """One checkpoint, loaded once; loading is the thread's first work, as in `EmbeddingShard`."""
+
+    def __init__(
+        self, checkpoint: str, home: str, sources: Mapping[str, Any], device: str, threads: int, batch_size: int
+    ) -> None:
+        """Begin to load.
+
+        Args:
+            checkpoint: Name or path.
+            home: Folder that holds the checkpoints known by name.
+            sources: Further names, as in the settings.
+            device: "auto", "cpu" or "cuda".
+            threads: CPU threads to compute with.
+            batch_size: Reactions or proteins per step of batch work.
+        """
+        self._batch_size = batch_size
+        self._threads = threads
+        self._executor = LaneExecutor("model", lambda: torch.set_num_threads(threads))
+        self._loaded = self._executor.submit(lambda: self._load(checkpoint, Path(home), sources, device), "online")
+
+    async def encode_reactions(self, reactions: Sequence[str], lane: Lane = "online") -> EncodedReactions:
+        """Prepare (parse, atom-map where the model needs it) and embed reactions; a bad one does not stop the others.
+
+        Raises:
+            MissingExtra: A reaction must be atom-mapped and RXNMapper is not installed.
+        """
+        await asyncio.wrap_future(self._loaded)
+        return await asyncio.wrap_future(self._executor.submit(lambda: self._encode_reactions(reactions), lane))
+
+    async def encode_proteins(self, proteins: Sequence[Protein], lane: Lane = "batch") -> Embeddings:
+        """Embed proteins: float32 (n, d), unit rows.
+
+        Raises:
+            InvalidProtein: Names the first protein that cannot be encoded.
+        """
+        await asyncio.wrap_future(self._loaded)
+        return await asyncio.wrap_future(self._executor.submit(lambda: self._encode_proteins(proteins), lane))
+
+    async def describe(self) -> dict[str, Any]:
+        """Which checkpoint this is and where it runs."""
+        await asyncio.wrap_future(self._loaded)
+        return {
+            "pid": os.getpid(), "checkpoint": self._encoder.name, "checkpoint_digest": self._encoder.digest,
+            "dimension": self._encoder.dimension, "needs_atom_mapping": self._encoder.needs_atom_mapping,
+            "threads": self._threads, "longest_step": self._executor.longest_step, "waiting": self._executor.waiting(),
+        }  # fmt: skip
+
+    def _load(self, checkpoint: str, home: Path, sources: Mapping[str, Any], device: str) -> Steps:
+        yield from ()
+        self._encoder = CheckpointRegistry(home, sources).open(checkpoint, device)
+
+    def _encode_reactions(self, reactions: Sequence[str]) -> Steps:
+        prepared: list[PreparedReaction | str] = []
+        embeddings = [np.empty((0, self._encoder.dimension), np.float32)]
+        for first in range(0, len(reactions), self._batch_size):
+            some = self._prepare(reactions[first : first + self._batch_size])
+            prepared += some
+            texts = [item.encoder_input for item in some if isinstance(item, PreparedReaction)]
+            if texts:
+                embeddings.append(self._encoder.encode_reactions(texts))
+            yield
+        return EncodedReactions(prepared, np.concatenate(embeddings))
+
+    def _prepare(self, reactions: Sequence[str]) -> list[PreparedReaction | str]:
+        try:
+            return list(prepare_reactions(reactions, self._encoder.needs_atom_mapping))
+        except InvalidReaction as error:
+            if len(reactions) == 1:
+                # The position in a list of one tells nobody anything; who asked knows the line.
+                return [str(error).removeprefix("reaction 1 ")]
+        return [outcome for reaction in reactions for outcome in self._prepare([reaction])]
+
+    def _encode_proteins(self, proteins: Sequence[Protein]) -> Steps:
+        embeddings = [np.empty((0, self._encoder.dimension), np.float32)]
+        for first in range(0, len(proteins), self._batch_size):
+            embeddings.append(self._encoder.encode_proteins(proteins[first : first + self._batch_size]))
+            yield
+        return np.concatenate(embeddings)

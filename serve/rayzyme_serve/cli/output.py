@@ -1,0 +1,131 @@
+"""Printing results: a table for people, JSON for programs, bare values for shell scripts.
+
+Results go to standard output, everything else (progress, warnings, errors) to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+Tick = Callable[[int, int], None]
+
+
+class OutputFormat(StrEnum):
+    """The values of `--output`."""
+
+    TABLE = "table"
+    JSON = "json"
+    QUIET = "quiet"
+
+
+class Output(Protocol):
+    """One way of printing."""
+
+    def rows(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Print rows for people; the other formats print nothing here."""
+        ...
+
+    def document(self, document: Mapping[str, Any]) -> None:
+        """Print a whole result for programs; the other formats print nothing here."""
+        ...
+
+    def value(self, text: str) -> None:
+        """Print the one value that a script wants; the other formats print nothing here."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say something to a person; never mixed into results."""
+        ...
+
+    def warning(self, text: str) -> None:
+        """Say, in every format, that something did not go as asked."""
+        ...
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Tick]:
+        """A progress bar with ETA where a person watches; gives a function of (done, in all)."""
+        ...
+
+
+class _Silent:
+    """Prints nothing but warnings: what the formats for programs have in common."""
+
+    def rows(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        return None
+
+    def document(self, document: Mapping[str, Any]) -> None:
+        return None
+
+    def value(self, text: str) -> None:
+        return None
+
+    def note(self, text: str) -> None:
+        return None
+
+    def warning(self, text: str) -> None:
+        Console(stderr=True).print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Tick]:
+        yield lambda done, total: None
+
+
+class JsonOutput(_Silent):
+    """One JSON document."""
+
+    def document(self, document: Mapping[str, Any]) -> None:
+        json.dump(document, sys.stdout, ensure_ascii=False, indent=1)
+        sys.stdout.write("\n")
+
+
+class QuietOutput(_Silent):
+    """Bare values, one a line."""
+
+    def value(self, text: str) -> None:
+        sys.stdout.write(f"{text}\n")
+
+
+class TableOutput(_Silent):
+    """Tables and notes for a person."""
+
+    def rows(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+        for index, column in enumerate(columns):
+            numeric = bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(_cell(value) for value in row))
+        Console().print(table, markup=False)
+
+    def note(self, text: str) -> None:
+        Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Tick]:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        # Off a terminal a bar is noise in a log.
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,168 @@
+"""`rayzyme screen`: reactions in, ranked proteins out, on the screen and as files."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rayzyme.chemistry import ReactionRecord, read_reactions
+from rayzyme.errors import InvalidInput
+from rayzyme.screening.answer import ReactionResult, ScreeningAnswer, write_answer
+from rayzyme.screening.filters import parse_filter
+from rayzyme.screening.library import REFERENCE
+from rayzyme.screening.report import write_screening_report
+from rayzyme_serve.cli.context import Context, DeviceOption, OutputOption
+from rayzyme_serve.cli.output import Output
+
+_SHOWN_COLUMNS = ("ec", "name", "organism")
+
+
+class Mode(StrEnum):
+    """The values of `--mode`."""
+
+    INTERACTIVE = "interactive"
+    BATCHED = "batched"
+
+
+def screen_command(
+    context: typer.Context,
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint: a name (`rayzyme checkpoints list`) or a file.")],
+    reactions_file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Reactions: one SMILES a line, or CSV with reaction_id,reaction_smiles.", show_default=False
+        ),
+    ] = None,
+    reaction: Annotated[
+        list[str] | None, typer.Option("--reaction", "-r", help="A reaction SMILES; may be repeated.")
+    ] = None,
+    proteins_csv: Annotated[
+        Path | None,
+        typer.Option(help="Screen these proteins: CSV, FASTA or a folder of structures.", show_default=False),
+    ] = None,
+    screening_set: Annotated[
+        str | None, typer.Option("--screening-set", "-s", help="Name or file of a screening set.  [default: reference]")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", help="Hits per reaction.  [default: 100]", show_default=False)
+    ] = None,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="Which proteins may be hits: ec=1.1.1, organism=..., length>=100."),
+    ] = None,
+    device: DeviceOption = None,
+    mode: Annotated[Mode | None, typer.Option(help="One by one, or grouped for throughput; same rankings.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Folder for JSON, CSV, Parquet and the HTML report.")] = Path(
+        "results"
+    ),
+    show: Annotated[int, typer.Option(help="Hits per reaction to print.", min=0)] = 10,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first reaction that cannot be screened.")
+    ] = False,
+    output: OutputOption = None,
+) -> None:
+    """Rank proteins for each reaction.
+
+    Example: rayzyme screen baseline --reaction "CCO.O>>CC=O" --top-k 5
+    """
+    own: Context = context.obj
+    printer = own.output(output)
+    records, rejected_lines = _read(reactions_file, reaction or [], strict)
+    for reason in rejected_lines:
+        printer.warning(reason)
+    chosen = _chosen_set(own, printer, checkpoint, proteins_csv, screening_set, output_dir, device)
+    # Ray takes its time to load; mistakes in the input are told before.
+    from rayzyme_actors.screening import screen
+
+    with printer.progress("screening") as tick:
+        answer = screen(
+            records,
+            top_k,
+            chosen,
+            checkpoint,
+            parse_filter(filter_ or []) or None,
+            mode=None if mode is None else mode.value,
+            device=device,
+            strict=strict,
+            progress=tick,
+            settings=own.settings,
+        )
+    _print(printer, answer, show)
+    written = [*write_answer(answer, output_dir), write_screening_report(answer, output_dir / "report.html")]
+    printer.note(
+        f"{len(answer['results'])} reaction(s) screened; written to {output_dir}: {', '.join(path.name for path in written)}"
+    )
+    printer.note(f"report: {written[-1].resolve()}")
+    if not answer["results"]:
+        raise typer.Exit(2)
+
+
+def _read(reactions_file: Path | None, reactions: list[str], strict: bool) -> tuple[list[ReactionRecord], list[str]]:
+    """The reactions asked for, those of the file first, and the reasons of rows that cannot be read."""
+    records: list[ReactionRecord] = []
+    reasons: list[str] = []
+    if reactions_file is not None:
+        file = read_reactions(reactions_file)
+        records += file.records
+        reasons = [f"{reactions_file}: {row.reason}" for row in file.rejected]
+        if reasons and (strict or not records):
+            raise InvalidInput("\n".join(reasons[:20]))
+    for number, text in enumerate(reactions, start=1):
+        records.append(
+            ReactionRecord(f"reaction {number}" if records or len(reactions) > 1 else "reaction", text, (), number)
+        )
+    if not records:
+        raise InvalidInput(
+            "no reaction given: name a REACTIONS_FILE, or give one with --reaction 'reactants>>products'"
+        )
+    return records, reasons
+
+
+def _chosen_set(
+    own: Context,
+    printer: Output,
+    checkpoint: str,
+    proteins: Path | None,
+    screening_set: str | None,
+    output_dir: Path,
+    device: str | None,
+) -> str | Path:
+    if proteins is None:
+        return screening_set or REFERENCE
+    if screening_set is not None:
+        raise InvalidInput("give --proteins-csv or --screening-set, not both")
+    from rayzyme_serve.cli.sets import build
+
+    return build(own, printer, proteins, output_dir / "screening_set.arrow", checkpoint, device=device).path
+
+
+def _print(printer: Output, answer: ScreeningAnswer, show: int) -> None:
+    printer.document(dict(answer))
+    for note in answer["notes"]:
+        printer.warning(note)
+    for rejection in answer["rejected"]:
+        printer.warning(rejection["reason"])
+    for result in answer["results"]:
+        _print_result(printer, result, answer, show)
+
+
+def _print_result(printer: Output, result: ReactionResult, answer: ScreeningAnswer, show: int) -> None:
+    hits = result["hits"][:show]
+    columns = [name for name in _SHOWN_COLUMNS if any(hit["metadata"].get(name) for hit in hits)]
+    rows: list[list[Any]] = [
+        [hit["rank"], hit["protein_id"], hit["score"], *(hit["metadata"].get(name) for name in columns)] for hit in hits
+    ]
+    shown = f"{len(result['hits'])} of {answer['screening_set_size']} proteins"
+    title = f"{result['reaction_id']}: {shown}, checkpoint {answer['checkpoint']}"
+    printer.rows(title, ["rank", "protein", "score", *columns], rows)
+    if result["mapped_reaction"] and result["mapping_confidence"] is not None:
+        printer.note(
+            f"  atom-mapped by RXNMapper (confidence {result['mapping_confidence']:.2f}): {result['mapped_reaction']}"
+        )
+    if result["note"]:
+        printer.note(f"  {result['note']}")
+    for hit in result["hits"]:
+        printer.value(f"{result['reaction_id']}\t{hit['rank']}\t{hit['protein_id']}\t{hit['score']:.6f}")

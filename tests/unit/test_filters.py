@@ -1,0 +1,85 @@
+"""Row filters: what they admit, how they are written, how they are refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rayzyme.errors import InvalidInput
+from rayzyme.screening.filters import matching_rows, parse_filter
+
+PROTEINS = pa.table(
+    {
+        "protein_id": ["A", "B", "C", "D", "E"],
+        "ec": ["1.1.1.1", "1.1.10.1;2.7.1.1", "1.1.1.27", None, "3.2.1.n4"],
+        "organism": ["Homo sapiens", "Mus musculus", "Homo sapiens", "Escherichia coli", ""],
+        "length": [100, 250, 400, 90, 1000],
+        "text_length": ["100", "250", "400", "90", "1000"],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "admitted"),
+    [
+        ({}, "ABCDE"),
+        ({"protein_id": ["C", "A", "Z"]}, "AC"),
+        ({"ec": "1.1.1"}, "AC"),
+        ({"ec": "1.1.1.1"}, "A"),
+        ({"ec": "EC 2.7.-.-"}, "B"),
+        ({"ec": ["3", "2"]}, "BE"),
+        ({"organism": "Homo sapiens"}, "AC"),
+        ({"organism": {"!=": "Homo sapiens"}}, "BDE"),
+        ({"organism": {"contains": "COLI"}}, "D"),
+        ({"length": {">=": 100, "<": 400}}, "AB"),
+        ({"text_length": {">": "99"}}, "ABCE"),
+        ({"length": 250}, "B"),
+        ({"ec": "1", "length": {">": 200}}, "BC"),
+        ({"organism": "nobody"}, ""),
+    ],
+)
+def test_a_filter_admits(wanted: dict[str, object], admitted: str) -> None:
+    rows = matching_rows(PROTEINS, wanted)
+    assert rows.dtype == np.int64
+    assert "".join(PROTEINS["protein_id"].take(pa.array(rows)).to_pylist()) == admitted
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["ec=1.1.1"], {"ec": "1.1.1"}),
+        (["protein_id=A, B"], {"protein_id": ["A", "B"]}),
+        (["length>=100", "length < 400"], {"length": {">=": "100", "<": "400"}}),
+        (
+            ["name~kinase", "organism!=Mus musculus"],
+            {"name": {"contains": "kinase"}, "organism": {"!=": "Mus musculus"}},
+        ),
+    ],
+)
+def test_words_are_read_as_a_filter(words: list[str], wanted: dict[str, object]) -> None:
+    assert parse_filter(words) == wanted
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (
+            {"organ": "x"},
+            "column 'organ', which the screening set lacks; it has: protein_id, ec, organism, length, text_length",
+        ),
+        ({"organism": {">": 5}}, "filter organism > 5: not a number"),
+        ({"length": {"~~": 5}}, "unknown operator '~~'; known: <, <=, >, >=, !=, contains"),
+        ({"ec": "oxidase"}, "'oxidase' is not an EC number or class"),
+    ],
+)
+def test_a_wrong_filter_is_refused(wanted: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        matching_rows(PROTEINS, wanted)
+
+
+def test_words_without_an_operator_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="filter 'kinase' is not COLUMN=VALUE"):
+        parse_filter(["kinase"])
+    with pytest.raises(InvalidInput, match="column 'ec' already has an '=' condition"):
+        parse_filter(["ec=1", "ec!=2"])

@@ -1,0 +1,59 @@
+"""Where shards go, for clusters of every shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rayzyme.errors import DeviceUnavailable
+from rayzyme_actors.placement import SHARD_GPUS, Node, ShardPlan, live_nodes, plan_shards
+
+LAPTOP = [Node("a", 2, 0)]
+CLUSTER = [Node("a", 8, 2), Node("b", 16, 1), Node("c", 32, 0)]
+
+
+def test_a_laptop_gets_one_shard_with_all_its_cores() -> None:
+    assert plan_shards(100, LAPTOP, "auto") == [ShardPlan(0, 100, "a", 0, 2)]
+
+
+def test_a_cpu_cluster_gets_one_shard_per_node() -> None:
+    plans = plan_shards(100, CLUSTER, "cpu")
+    assert [(plan.start, plan.stop, plan.node_id, plan.num_gpus, plan.threads) for plan in plans] == [
+        (0, 33, "a", 0, 8), (33, 66, "b", 0, 16), (66, 100, "c", 0, 32),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_gpu_cluster_gets_one_shard_per_gpu(device: str) -> None:
+    plans = plan_shards(90, CLUSTER, device)
+    assert [(plan.start, plan.stop, plan.node_id) for plan in plans] == [(0, 30, "a"), (30, 60, "a"), (60, 90, "b")]
+    assert {plan.num_gpus for plan in plans} == {SHARD_GPUS}
+    assert SHARD_GPUS > 0.5, "Ray could put two shards on one GPU"
+
+
+def test_there_are_never_more_shards_than_rows() -> None:
+    assert [(plan.start, plan.stop) for plan in plan_shards(2, CLUSTER, "cpu")] == [(0, 1), (1, 2)]
+
+
+def test_cuda_without_gpus_is_refused_with_the_figures() -> None:
+    with pytest.raises(DeviceUnavailable, match=r"the Ray cluster has 0 GPUs on 1 node\(s\); use --device auto or cpu"):
+        plan_shards(10, LAPTOP, "cuda")
+
+
+def test_a_cluster_without_workers_is_refused() -> None:
+    with pytest.raises(DeviceUnavailable, match="no live node with CPUs"):
+        plan_shards(10, [], "auto")
+
+
+def test_dead_nodes_and_bare_heads_hold_nothing() -> None:
+    def node(name: str, alive: bool, **resources: float) -> dict[str, Any]:
+        return {"NodeID": name, "Alive": alive, "Resources": resources}
+
+    nodes = [
+        node("z", True, CPU=4.0),
+        node("dead", False, CPU=4.0),
+        node("head", True, memory=1e9),
+        node("g", True, GPU=1.0),
+    ]
+    assert live_nodes(nodes) == [Node("g", 0, 1), Node("z", 4, 0)]

@@ -65,7 +65,9 @@ class LongLivedActor:
                 raise _cause(error) from None
             except _LOST as error:
                 if "creation task" in str(error):
-                    raise WorkerLost(f"actor {self.name} could not be made: {error}") from None
+                    raise WorkerLost(
+                        f"actor {self.name} could not be made: {str(error).strip().splitlines()[-1]}"
+                    ) from None
                 # Ray is restarting it, or it is gone for good and its name is free again.
                 if time.monotonic() > deadline:
                     raise WorkerLost(self._not_ready(timeout_s)) from None

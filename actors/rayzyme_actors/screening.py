@@ -6,6 +6,7 @@ The answer is the same for any number of shards, in both modes, and after any ac
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from rayzyme_actors.model_host import EncodedReactions, ModelHost
 from rayzyme_actors.placement import ACTOR_CPUS, HOST_GPUS, Node, ShardPlan, live_nodes, plan_shards, wants_gpu
 
 Progress = Callable[[int, int], None]
+logger = logging.getLogger(__name__)
+
 _BATCH = 256
 _DEFAULT_SET = "reference"
 _DEFAULT_CHECKPOINT = "baseline"
@@ -178,24 +181,31 @@ class Screener:
             progress: Called with (reactions ranked, reactions in all).
 
         Raises:
-            InvalidReaction: A reaction cannot be encoded.
+            InvalidReaction: No reaction can be encoded; single ones that cannot are listed as left out.
             InvalidInput: No reaction has a known enzyme.
         """
         rankings: list[Ranking] = []
+        not_encodable: list[str] = []
         for group in _groups(list(reactions), _BATCH):
             encoded = self._encode(group, "batch", {"encode_s": 0.0})
+            usable: list[ReactionRecord] = []
             for record, prepared in zip(group, encoded.prepared, strict=True):
-                if not isinstance(prepared, PreparedReaction):
-                    raise InvalidReaction(_rejection(record, prepared)["reason"])
-            ranks = self._ranks(encoded.embeddings, [list(record.known_enzymes) for record in group])
-            for record, own in zip(group, ranks, strict=True):
+                if isinstance(prepared, PreparedReaction):
+                    usable.append(record)
+                else:
+                    logger.warning("left out of the evaluation: %s", _rejection(record, prepared)["reason"])
+                    not_encodable.append(record.reaction_id)
+            ranks = self._ranks(encoded.embeddings, [list(record.known_enzymes) for record in usable])
+            for record, own in zip(usable, ranks, strict=True):
                 missing = tuple(enzyme for enzyme in record.known_enzymes if enzyme not in own)
                 rankings.append(
                     Ranking(record.reaction_id, record.reaction, list(own.values()), len(self.screening_set), missing)
                 )
             if progress is not None:
-                progress(len(rankings), len(reactions))
-        return evaluate(rankings, training_reactions=training_reactions)
+                progress(len(rankings) + len(not_encodable), len(reactions))
+        if not rankings:
+            raise InvalidReaction(f"none of the {len(reactions)} reactions could be encoded by {self.checkpoint.name}")
+        return evaluate(rankings, training_reactions=training_reactions, not_encodable=not_encodable)
 
     def encode_proteins(self, proteins: Sequence[Protein]) -> Embeddings:
         """Embed proteins on the model's host: float32 (n, d)."""

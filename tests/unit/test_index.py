@@ -75,7 +75,8 @@ def adversarial(kind: str, n: int, d: int, seed: int) -> Matrix:
 
 
 KINDS = [
-    "random", "duplicates", "near ties", "zero rows", "huge norms", "overflowing", "subnormal", "rising", "integers", "one outlier",
+    "random", "duplicates", "near ties", "zero rows", "huge norms",
+    "overflowing", "subnormal", "rising", "integers", "one outlier",
 ]  # fmt: skip
 
 

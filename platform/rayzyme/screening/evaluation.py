@@ -56,7 +56,7 @@ CONFIDENCE = 0.95
 
 _CURVE_POINTS = 60
 
-Exclusion = Literal["duplicate", "training", "no known enzymes", "no inactive proteins"]
+Exclusion = Literal["duplicate", "training", "no known enzymes", "no inactive proteins", "not encodable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +182,7 @@ def evaluate(
     rankings: Iterable[Ranking],
     *,
     training_reactions: Iterable[str] = (),
+    not_encodable: Iterable[str] = (),
     alphas: Sequence[float] = BEDROC_ALPHAS,
     top_k: Sequence[int] = TOP_K,
     percents: Sequence[float] = PERCENTS,
@@ -202,6 +203,7 @@ def evaluate(
     Args:
         rankings: One per reaction, all over one screening set.
         training_reactions: Reaction SMILES that the checkpoint was trained on.
+        not_encodable: Ids of reactions that the checkpoint could not encode; they are listed as left out.
         alphas: For BEDROC.
         top_k: For the recall among the k best.
         percents: For the enrichment factor.
@@ -221,6 +223,7 @@ def evaluate(
     total = _one_total(given)
     measures = _measures(alphas, top_k, percents, hit_rate_n)
     kept, excluded = _without_excluded(given, training_reactions)
+    excluded += tuple(ExcludedReaction(reaction_id, "not encodable") for reaction_id in not_encodable)
     if not kept:
         raise InvalidInput(f"no reaction is left to evaluate: {_reasons(excluded)}")
     rows = tuple(_evaluate_one(ranking, measures) for ranking in kept)

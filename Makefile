@@ -24,6 +24,9 @@ lint: install ## Style, types on the ground floor, direction of imports
 bench: install ## Measure against peers; results go to benchmarks/results/
 	$(BIN)/python -m benchmarks
 
+serve: install ## Serve the HTTP endpoint on loopback
+	$(BIN)/python -m rayzyme_serve $(PORT)
+
 install: $(VENV)/.installed
 
 # torch first and alone: its CPU build is found under the plain version, and nothing else may choose another.

@@ -219,8 +219,9 @@ class TestCommand:
 
         def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
             done = subprocess.run(
-                [str(Path(sys.executable).with_name("rayzyme")), *arguments], capture_output=True, text=True, check=False, cwd=tmp_path,
-                env={**os.environ, "RAY_ADDRESS": address, "RAYZYME_HOME": str(home)}, timeout=300,
+                [str(Path(sys.executable).with_name("rayzyme")), *arguments],
+                capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300,
+                env={**os.environ, "RAY_ADDRESS": address, "RAYZYME_HOME": str(home)},
             )  # fmt: skip
             assert done.returncode == code, done.stderr[-3_000:]
             return done

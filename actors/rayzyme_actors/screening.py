@@ -5,7 +5,6 @@ The answer is the same for any number of shards, in both modes, and after any ac
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,25 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayzyme.chemistry import PreparedReaction, ReactionRecord
-from rayzyme.errors import InsufficientSpace, InvalidInput, InvalidReaction
-from rayzyme.models.checkpoints import CheckpointRegistry
+from rayzyme.errors import InvalidInput, InvalidReaction
 from rayzyme.models.encoder import Embeddings
-from rayzyme.proteins import Protein
 from rayzyme.screening import CheckpointRef, ScreeningSet
 from rayzyme.screening.answer import SCHEMA, Hit, ReactionResult, Rejection, ScreeningAnswer, merge_hits
 from rayzyme.screening.evaluation import EvaluationReport, Ranking, evaluate
 from rayzyme.screening.library import ScreeningSetLibrary
 from rayzyme.settings import ScreeningMode, Settings, get_settings
 from rayzyme_actors.connection import connect
-from rayzyme_actors.embedding_shard import EmbeddingShard
 from rayzyme_actors.lanes import Lane
-from rayzyme_actors.long_lived import LongLivedActor
-from rayzyme_actors.model_host import EncodedReactions, ModelHost
-from rayzyme_actors.placement import ACTOR_CPUS, HOST_GPUS, Node, ShardPlan, live_nodes, plan_shards, wants_gpu
+from rayzyme_actors.model_host import EncodedReactions
+from rayzyme_actors.starting import name_of_host, start_host, start_shards
 
 Progress = Callable[[int, int], None]
 logger = logging.getLogger(__name__)
@@ -107,11 +100,10 @@ class Screener:
         self._set_name = str(screening_set)
         self.screening_set: ScreeningSet = library.open(screening_set)
         # Names are checked before anything is started.
-        host_name = _host_name(checkpoint, wanted_device, self._settings)
+        host_name = name_of_host(checkpoint, wanted_device, self._settings)
         connect(self._settings)
-        nodes = live_nodes(ray.nodes())
-        self._host = _start_host(checkpoint, host_name, wanted_device, nodes, self._settings)
-        self._shards = _start_shards(self.screening_set, wanted_device, nodes, self._settings)
+        self._host = start_host(checkpoint, host_name, wanted_device, self._settings)
+        self._shards = start_shards(self.screening_set, wanted_device, self._settings)
         described = self._host.wait_until_ready()
         self.checkpoint = CheckpointRef(described["checkpoint"], described["checkpoint_digest"])
         self.screening_set.require_checkpoint(self.checkpoint)
@@ -207,11 +199,6 @@ class Screener:
             raise InvalidReaction(f"none of the {len(reactions)} reactions could be encoded by {self.checkpoint.name}")
         return evaluate(rankings, training_reactions=training_reactions, not_encodable=not_encodable)
 
-    def encode_proteins(self, proteins: Sequence[Protein]) -> Embeddings:
-        """Embed proteins on the model's host: float32 (n, d)."""
-        embeddings: Embeddings = self._host.submit("encode_proteins", list(proteins)).result()
-        return embeddings
-
     def _clamp(self, top_k: int, notes: list[str]) -> int:
         if top_k < 1:
             raise InvalidInput(f"top_k must be at least 1, not {top_k}")
@@ -253,25 +240,6 @@ class Screener:
         return [dict(zip(own_ids, (own + 1).tolist(), strict=True)) for own_ids, own in zip(ids, before, strict=True)]
 
 
-class ProteinEncoder:
-    """A model's host alone, for building screening sets."""
-
-    def __init__(self, checkpoint: str | Path, *, device: str | None = None, settings: Settings | None = None) -> None:
-        """Find or start the host and wait until it has loaded."""
-        settings = settings or get_settings()
-        wanted_device = device or settings.device
-        name = _host_name(checkpoint, wanted_device, settings)
-        connect(settings)
-        self._host = _start_host(checkpoint, name, wanted_device, live_nodes(ray.nodes()), settings)
-        described = self._host.wait_until_ready()
-        self.checkpoint = CheckpointRef(described["checkpoint"], described["checkpoint_digest"])
-
-    def __call__(self, proteins: Sequence[Protein]) -> Embeddings:
-        """Embed proteins: float32 (n, d), unit rows."""
-        embeddings: Embeddings = self._host.submit("encode_proteins", list(proteins)).result()
-        return embeddings
-
-
 def as_records(reactions: Sequence[str] | Sequence[ReactionRecord] | str) -> list[ReactionRecord]:
     """Reactions with ids and places: plain SMILES are numbered from 1.
 
@@ -285,67 +253,6 @@ def as_records(reactions: Sequence[str] | Sequence[ReactionRecord] | str) -> lis
         item if isinstance(item, ReactionRecord) else ReactionRecord(str(number), item, (), number)
         for number, item in enumerate(given, start=1)
     ]
-
-
-def _host_name(checkpoint: str | Path, device: str, settings: Settings) -> str:
-    path = CheckpointRegistry(settings.home, settings.checkpoints.sources).resolve(checkpoint)
-    state = path.stat()
-    identity = hashlib.sha256(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()[:12]
-    return f"model-host:{Path(checkpoint).stem}:{identity}:{device}"
-
-
-def _start_host(
-    checkpoint: str | Path, name: str, device: str, nodes: Sequence[Node], settings: Settings
-) -> LongLivedActor:
-    gpus = HOST_GPUS if wants_gpu(device, nodes) else 0
-    threads = max((int(node.cpus) for node in nodes), default=1)
-    actor = LongLivedActor(
-        name=name,
-        actor_class=ModelHost,
-        arguments=(
-            str(checkpoint), str(settings.home), settings.checkpoints.sources, device, threads,
-            settings.tasks.screening.batch_size,
-        ),
-        options={"num_cpus": ACTOR_CPUS, "num_gpus": gpus},
-        namespace=settings.ray.namespace,
-    )  # fmt: skip
-    actor.start()
-    return actor
-
-
-def _start_shards(opened: ScreeningSet, device: str, nodes: Sequence[Node], settings: Settings) -> list[LongLivedActor]:
-    plans = plan_shards(len(opened), nodes, device)
-    shards = [_shard(opened, plan, number, len(plans), device, settings) for number, plan in enumerate(plans)]
-    memory = {node["NodeID"]: node["Resources"].get("memory", 0) for node in ray.nodes()}
-    for plan, shard in zip(plans, shards, strict=True):
-        needed = shard.options["memory"]
-        if needed > memory[plan.node_id]:
-            raise InsufficientSpace(
-                f"a shard of {opened.path} needs {needed / 1e6:.0f} MB; its node gives Ray {memory[plan.node_id] / 1e6:.0f} MB: "
-                f"add nodes, or store the set as bfloat16 (`rayzyme sets import --type bfloat16`)"
-            )
-        shard.start()
-    return shards
-
-
-def _shard(
-    opened: ScreeningSet, plan: ShardPlan, number: int, count: int, device: str, settings: Settings
-) -> LongLivedActor:
-    row_bytes = opened.dimension * {"float32": 6, "float16": 4, "bfloat16": 2}[opened.embedding_type]
-    return LongLivedActor(
-        name=f"shard:{opened.digest[:16]}:{number + 1}-of-{count}:{device}",
-        actor_class=EmbeddingShard,
-        arguments=(
-            str(opened.path), plan.start, plan.stop, device, plan.threads, settings.resources.memory.reserve_ratio,
-        ),
-        options={
-            "num_cpus": ACTOR_CPUS,
-            "num_gpus": plan.num_gpus,
-            "memory": (plan.stop - plan.start) * row_bytes,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(plan.node_id, soft=True),
-        },
-        namespace=settings.ray.namespace,
-    )  # fmt: skip
 
 
 def _groups(records: Sequence[ReactionRecord], size: int) -> Iterator[Sequence[ReactionRecord]]:

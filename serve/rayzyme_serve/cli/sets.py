@@ -129,7 +129,7 @@ def build(
     """Build a set with a model host on Ray, with a progress bar; rejected rows are warned about."""
     rows = list(read_proteins(proteins))
     stored = _embedding_type(embedding_type)
-    from rayzyme_actors.screening import ProteinEncoder
+    from rayzyme_actors.starting import ProteinEncoder
 
     encoder = ProteinEncoder(checkpoint, device=device, settings=own.settings)
     with printer.progress("embedding proteins") as tick:

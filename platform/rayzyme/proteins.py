@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase
 from typing import TextIO
 
 from rayzyme.errors import InvalidInput, InvalidProtein, NotFound
@@ -23,6 +24,8 @@ AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 AMBIGUOUS_RESIDUES = "XBZUOJ"
 """X any, B Asx, Z Glx, U selenocysteine, O pyrrolysine, J Leu or Ile."""
 
+# Of ASCII letters only: str.upper also turns a sharp s into two serines.
+_TO_UPPER = str.maketrans(ascii_lowercase, ascii_uppercase)
 _ALLOWED_LETTERS = frozenset(AMINO_ACIDS + AMBIGUOUS_RESIDUES)
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _FASTA_SUFFIXES = frozenset({".fasta", ".fa", ".faa"})
@@ -74,7 +77,7 @@ def validate_sequence(sequence: str, protein_id: str) -> str:
     Raises:
         InvalidProtein: It is empty or holds other letters; the message gives them with their 1-based positions.
     """
-    letters = sequence.strip().upper().removesuffix("*")
+    letters = sequence.strip().translate(_TO_UPPER).removesuffix("*")
     if not letters:
         raise InvalidProtein(f"protein {protein_id!r}: the sequence is empty")
     if not _ALLOWED_LETTERS.issuperset(letters):

@@ -125,7 +125,7 @@ def _read_first_model(path: Path) -> Any:
         raise InvalidProtein(f"{path}: not a structure file; give {', '.join(STRUCTURE_SUFFIXES)}, also with .gz")
     try:
         structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError, OSError, EOFError, zlib.error) as error:
+    except (RuntimeError, ValueError, IndexError, OSError, EOFError, zlib.error) as error:
         raise InvalidProtein(f"{path}: cannot be read as a structure: {error}") from error
     if len(structure) == 0:
         raise InvalidProtein(f"{path}: no model, so no alpha carbon (CA); it holds no atoms")

@@ -36,11 +36,11 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A fresh RAYZYME_HOME, so that no test reads or writes the user's own."""
-    from rayzyme.settings import get_settings
+    from rayzyme.settings import use_settings
 
     folder = tmp_path / "rayzyme-home"
     monkeypatch.setenv("RAYZYME_HOME", str(folder))
     monkeypatch.delenv("RAYZYME_CONFIG", raising=False)
-    get_settings.cache_clear()
+    use_settings(None)
     yield folder
-    get_settings.cache_clear()
+    use_settings(None)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ import torch
 
 from rayzyme.chemistry import PreparedReaction, prepare_reactions
 from rayzyme.errors import InvalidReaction
-from rayzyme.models.checkpoints import CheckpointRegistry
+from rayzyme.models import load_checkpoint
 from rayzyme.models.encoder import Embeddings
 from rayzyme.proteins import Protein
+from rayzyme.settings import Settings, use_settings
 from rayzyme_actors.lanes import Lane, LaneExecutor, Steps
 
 
@@ -36,23 +36,20 @@ class EncodedReactions:
 class ModelHost:
     """One checkpoint, loaded once; loading is the thread's first work, as in `EmbeddingShard`."""
 
-    def __init__(
-        self, checkpoint: str, home: str, sources: Mapping[str, Any], device: str, threads: int, batch_size: int
-    ) -> None:
+    def __init__(self, checkpoint: str, settings: Settings, device: str, threads: int) -> None:
         """Begin to load.
 
         Args:
             checkpoint: Name or path.
-            home: Folder that holds the checkpoints known by name.
-            sources: Further names, as in the settings.
+            settings: Of the program that starts the host: where named checkpoints and ESM-2 are, how large a step is.
             device: "auto", "cpu" or "cuda".
             threads: CPU threads to compute with.
-            batch_size: Reactions or proteins per step of batch work.
         """
-        self._batch_size = batch_size
+        use_settings(settings)
+        self._batch_size = settings.tasks.screening.batch_size
         self._threads = threads
         self._executor = LaneExecutor("model", lambda: torch.set_num_threads(threads))
-        self._loaded = self._executor.submit(lambda: self._load(checkpoint, Path(home), sources, device), "online")
+        self._loaded = self._executor.submit(lambda: self._load(checkpoint, device), "online")
 
     async def encode_reactions(self, reactions: Sequence[str], lane: Lane = "online") -> EncodedReactions:
         """Prepare (parse, atom-map where the model needs it) and embed reactions; a bad one does not stop the others.
@@ -81,9 +78,9 @@ class ModelHost:
             "threads": self._threads, "longest_step": self._executor.longest_step, "waiting": self._executor.waiting(),
         }  # fmt: skip
 
-    def _load(self, checkpoint: str, home: Path, sources: Mapping[str, Any], device: str) -> Steps:
+    def _load(self, checkpoint: str, device: str) -> Steps:
         yield from ()
-        self._encoder = CheckpointRegistry(home, sources).open(checkpoint, device)
+        self._encoder = load_checkpoint(checkpoint, device)
 
     def _encode_reactions(self, reactions: Sequence[str]) -> Steps:
         prepared: list[PreparedReaction | str] = []

@@ -67,10 +67,7 @@ def start_host(checkpoint: str | Path, name: str, device: str, settings: Setting
     actor = LongLivedActor(
         name=name,
         actor_class=ModelHost,
-        arguments=(
-            str(checkpoint), str(settings.home), settings.checkpoints.sources, device, threads,
-            settings.tasks.screening.batch_size,
-        ),
+        arguments=(str(checkpoint), settings, device, threads),
         options={"num_cpus": ACTOR_CPUS, "num_gpus": gpus},
         namespace=settings.ray.namespace,
     )  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -63,6 +62,17 @@ class CheckpointSettings(_Section):
     """
 
     sources: dict[str, str | dict[str, Any]] = Field(default_factory=dict)
+
+
+class EsmSettings(_Section):
+    """Attributes:
+    source: Where ESM-2 is read from: a directory in `transformers`' format, the original `.pt` file, or a hub name.
+    too_long: What to do with proteins of more than 1,022 residues, which ESM-2 was not trained on: "error" refuses them,
+        "window" joins overlapping windows.
+    """
+
+    source: str = "facebook/esm2_t33_650M_UR50D"
+    too_long: Literal["error", "window"] = "error"
 
 
 class ScreeningSettings(_Section):
@@ -134,6 +144,7 @@ class Settings(BaseSettings):
     device: Device = "auto"
     ray: RaySettings = RaySettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
+    esm: EsmSettings = EsmSettings()
     tasks: TaskSettings = TaskSettings()
     resources: ResourceSettings = ResourceSettings()
     logging: LoggingSettings = LoggingSettings()
@@ -188,10 +199,22 @@ def load_settings(config_file: str | Path | None = None, overrides: Mapping[str,
     return Settings.model_construct(**{name: getattr(sourced, name) for name in Settings.model_fields})
 
 
-@lru_cache(maxsize=1)
+_current: list[Settings] = []
+
+
 def get_settings() -> Settings:
-    """The settings of this process, loaded once. `get_settings.cache_clear()` makes the next call load them again."""
-    return load_settings()
+    """The settings of this process: those given to `use_settings`, else `load_settings()`, once."""
+    if not _current:
+        _current.append(load_settings())
+    return _current[0]
+
+
+def use_settings(settings: Settings | None) -> None:
+    """Make `settings` those of this process: a command's `--config`, or in an actor those of the program that started it.
+
+    None forgets them, so that the next `get_settings` loads them anew.
+    """
+    _current[:] = [] if settings is None else [settings]
 
 
 def _config_file(config_file: str | Path | None) -> Path | None:

@@ -13,7 +13,12 @@ def ray_session() -> Iterator[None]:
     import ray
 
     ray.init(
-        num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False, namespace="rayzyme"
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+        namespace="rayzyme",
     )
     yield
     ray.shutdown()

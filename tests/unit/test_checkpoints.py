@@ -15,7 +15,7 @@ from tests.support.checkpoint_samples import WEIGHTS, registry_of
 from rayzyme.errors import CheckpointError, NotFound
 from rayzyme.models import load_checkpoint
 from rayzyme.models.checkpoints import CheckpointFormat, CheckpointRegistry, checkpoint_format, default_registry
-from rayzyme.settings import get_settings
+from rayzyme.settings import use_settings
 
 
 def test_built_in_names_are_there_with_an_empty_home(home: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_default_registry_reads_the_settings(home: Path, tmp_path: Path) -> 
     (tmp_path / "mine.ckpt").write_bytes(WEIGHTS)
     home.mkdir()
     (home / "config.yaml").write_text(f"checkpoints:\n  sources:\n    mine: {tmp_path / 'mine.ckpt'}\n")
-    get_settings.cache_clear()
+    use_settings(None)
     assert default_registry().resolve("mine") == tmp_path / "mine.ckpt"
 
 

@@ -57,9 +57,13 @@ def configure_logging(
             directory = get_settings().home / "logs"
         directory.mkdir(parents=True, exist_ok=True)
         handlers.append(
-            logging.handlers.RotatingFileHandler(directory / "rayzyme.log", maxBytes=10_000_000, backupCount=5, encoding="utf-8")
+            logging.handlers.RotatingFileHandler(
+                directory / "rayzyme.log", maxBytes=10_000_000, backupCount=5, encoding="utf-8"
+            )
         )
-    formatter = JsonFormatter() if structured else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    formatter = (
+        JsonFormatter() if structured else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    )
     for root in ("rayzyme", "rayzyme_actors", "rayzyme_serve"):
         logger = logging.getLogger(root)
         for old in list(logger.handlers):
@@ -78,7 +82,9 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Render `record`; values that JSON does not know are written as their text."""
         line: dict[str, Any] = {
-            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "timestamp": datetime.fromtimestamp(record.created, UTC)
+            .isoformat(timespec="milliseconds")
+            .replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),

@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+
+# pydantic, which describes HTTP answers by these types, asks for this TypedDict before Python 3.12.
+from typing_extensions import TypedDict
 
 from rayzyme.screening.screening_set import ID_COLUMN, disk_full_named
 

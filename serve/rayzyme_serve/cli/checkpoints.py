@@ -38,7 +38,7 @@ def fetch_command(
     force: Annotated[bool, typer.Option("--force", help="Fetch again although it is present.")] = False,
     output: OutputOption = None,
 ) -> None:
-    """Download a checkpoint. A download that was cut off goes on where it stopped."""
+    """Download a checkpoint. A download that was cut off goes on where it stopped, if the server allows it."""
     printer = context.obj.output(output)
     with printer.progress(f"fetching {name}") as tick:
         path = _registry(context.obj).fetch(name, progress=lambda done, total: tick(done, total or done), force=force)

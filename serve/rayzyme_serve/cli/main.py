@@ -12,7 +12,7 @@ from rich.console import Console
 import rayzyme
 from rayzyme import errors
 from rayzyme.monitoring import configure_logging
-from rayzyme.settings import load_settings
+from rayzyme.settings import load_settings, use_settings
 from rayzyme_serve.cli import checkpoints, evaluating, screening, sets
 from rayzyme_serve.cli.context import Context
 from rayzyme_serve.cli.output import OutputFormat
@@ -67,6 +67,7 @@ def root(
     """Read the settings and set up logging before any command runs."""
     overrides: dict[str, Any] = {"logging": {"level": log_level.upper()}} if log_level else {}
     settings = load_settings(config, overrides)
+    use_settings(settings)
     configured = settings.logging
     # A person at a terminal wants results; lines below WARNING are for those who ask for them.
     quiet_console = not (log_level or "level" in configured.model_fields_set)

@@ -19,6 +19,7 @@ from rayzyme.models.clipzyme.reaction_tower import ReactionTower
 from rayzyme.models.encoder import Embeddings
 from rayzyme.models.esm import ResidueEncoder
 from rayzyme.proteins import Protein
+from rayzyme.settings import get_settings
 from rayzyme.structures import Structure, read_structure
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class ClipzymeEncoder:
         name: What the encoder is called.
         device: "cpu", "cuda" or "cuda:<n>".
         residue_encoder: Gives residues their features in `encode_proteins`. None loads ESM-2 when first needed, from
-            `rayzyme.models.esm`'s default place.
+            where the settings (`esm.source`) say.
 
     Attributes:
         name: The name it was loaded by.
@@ -144,7 +145,10 @@ class ClipzymeEncoder:
 
     def _require_residue_encoder(self) -> ResidueEncoder:
         if self._residue_encoder is None:
-            self._residue_encoder = ResidueEncoder.load(device=str(self._device))
+            wanted = get_settings().esm
+            self._residue_encoder = ResidueEncoder.load(
+                wanted.source, device=str(self._device), too_long=wanted.too_long
+            )
         if self._residue_encoder.dimension != self.dimension:
             raise CheckpointError(
                 f"checkpoint {self.name!r} takes residue features of width {self.dimension}; "

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from rayzyme.errors import InvalidInput
-from rayzyme.screening.filters import matching_rows, parse_filter
+from rayzyme.screening.filters import matching_rows, parse_filter, shared_levels
 
 PROTEINS = pa.table(
     {
@@ -83,3 +83,10 @@ def test_words_without_an_operator_are_refused() -> None:
         parse_filter(["kinase"])
     with pytest.raises(InvalidInput, match="column 'ec' already has an '=' condition"):
         parse_filter(["ec=1", "ec!=2"])
+
+
+@pytest.mark.parametrize(
+    ("found", "levels"), [("1.1.1.1", 4), ("1.1.1.27", 3), ("2.7.1.1;1.1.3.4", 2), ("3.1.1.1", 0), ("", 0), (None, 0)]
+)
+def test_shared_ec_levels_count_from_the_left(found: str | None, levels: int) -> None:
+    assert shared_levels("1.1.1.1", found) == levels

@@ -77,6 +77,16 @@ def parse_filter(words: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
+def shared_levels(wanted: str, found: str | None) -> int:
+    """How many leading levels (0 to 4) an EC number shares with the best of several, ";"-joined, ones."""
+    levels = wanted.split(".")
+    best = 0
+    for number in (found or "").split(";"):
+        equal = [own == theirs for own, theirs in zip(levels, number.strip().split("."), strict=False)]
+        best = max(best, equal.index(False) if False in equal else len(equal))
+    return best
+
+
 def _mask(column: str, values: pa.ChunkedArray, condition: Any) -> Any:
     if isinstance(condition, Mapping):
         masks = [_operator_mask(column, values, operator, operand) for operator, operand in condition.items()]
@@ -118,4 +128,4 @@ def _ec_pattern(classes: Sequence[str]) -> str:
     return r"(^|;)\s*(" + "|".join(re.escape(value) for value in cleaned) + r")(\.|\s*;|\s*$)"
 
 
-__all__ = ["EC_COLUMN", "ID_COLUMN", "Filter", "matching_rows", "parse_filter"]
+__all__ = ["EC_COLUMN", "ID_COLUMN", "Filter", "matching_rows", "parse_filter", "shared_levels"]

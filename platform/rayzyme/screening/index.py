@@ -230,7 +230,7 @@ class ExactIndex:
         counts = torch.bincount(owners, minlength=len(queries)).tolist()
         exact_queries = queries.double()
         for number, candidates in enumerate(torch.split(numbers, counts)):
-            exact = (self._rows[candidates].double() @ exact_queries[number]).float()
+            exact = (self._rows.index_select(0, candidates).double() @ exact_queries[number]).float()
             scores[number], rows[number] = self._best(exact, candidates, k)
             if number % 32 == 31:
                 yield
@@ -246,7 +246,7 @@ class ExactIndex:
             exact_queries = queries[first : first + group].double()
             exact = torch.empty((len(exact_queries), available), dtype=torch.float32, device=queries.device)
             for start in range(0, available, _EXACT_BLOCK_ROWS):
-                block = self._rows[numbers[start : start + _EXACT_BLOCK_ROWS]].double()
+                block = self._rows.index_select(0, numbers[start : start + _EXACT_BLOCK_ROWS]).double()
                 exact[:, start : start + len(block)] = exact_queries @ block.T
                 yield
             for one in exact:

@@ -98,13 +98,16 @@ class TableOutput(_Silent):
     """Tables and notes for a person."""
 
     def rows(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+        console = Console()
+        # A title of the table's own would be folded to the width of its columns.
+        console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+        table = Table(header_style="bold")
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(_cell(value) for value in row))
-        Console().print(table, markup=False)
+        console.print(table, markup=False)
 
     def note(self, text: str) -> None:
         Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)

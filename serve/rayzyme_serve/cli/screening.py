@@ -11,7 +11,7 @@ import typer
 from rayzyme.chemistry import ReactionRecord, read_reactions
 from rayzyme.errors import InvalidInput
 from rayzyme.screening.answer import ReactionResult, ScreeningAnswer, write_answer
-from rayzyme.screening.filters import parse_filter
+from rayzyme.screening.filters import parse_filter, shared_levels
 from rayzyme.screening.library import REFERENCE
 from rayzyme.screening.report import write_screening_report
 from rayzyme_serve.cli.context import Context, DeviceOption, OutputOption
@@ -155,8 +155,11 @@ def _print_result(printer: Output, result: ReactionResult, answer: ScreeningAnsw
     rows: list[list[Any]] = [
         [hit["rank"], hit["protein_id"], hit["score"], *(hit["metadata"].get(name) for name in columns)] for hit in hits
     ]
-    shown = f"{len(result['hits'])} of {answer['screening_set_size']} proteins"
-    title = f"{result['reaction_id']}: {shown}, checkpoint {answer['checkpoint']}"
+    if "ec" in result:
+        columns.append("same EC levels")
+        for row, hit in zip(rows, hits, strict=True):
+            row.append(f"{shared_levels(result['ec'], hit['metadata'].get('ec'))} of 4")
+    title = f"{result['reaction_id']} (checkpoint {answer['checkpoint']}, {answer['screening_set_size']} proteins)"
     printer.rows(title, ["rank", "protein", "score", *columns], rows)
     if result["mapped_reaction"] and result["mapping_confidence"] is not None:
         printer.note(

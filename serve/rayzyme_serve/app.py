@@ -3,7 +3,7 @@
 `build` is the builder that Serve configuration files name: `import_path: rayzyme_serve.app:build`.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Serve rebuilds the routes, and FastAPI then cannot resolve text annotations.
 
 from functools import lru_cache
 from typing import Annotated, Any

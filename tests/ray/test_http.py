@@ -31,7 +31,7 @@ def client(ray_session: None) -> Iterator[httpx.Client]:
 
 def test_it_answers_as_python_does(client: httpx.Client) -> None:
     answer = client.post("/v1/screen", json={"reactions": [PEROXIDE], "top_k": 5, "filters": {"ec": "1.11"}})
-    assert answer.status_code == 200
+    assert answer.status_code == 200, answer.text
     expected = screen([PEROXIDE], 5, filters={"ec": "1.11"})
     assert answer.json()["results"] == expected["results"]
     assert answer.json()["schema"] == "rayzyme.screen/1"

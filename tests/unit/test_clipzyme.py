@@ -22,9 +22,9 @@ from rdkit import Chem
 from rayzyme.errors import CheckpointError, DeviceUnavailable, InvalidProtein, InvalidReaction, NotFound
 from rayzyme.models.clipzyme import ClipzymeEncoder, ProteinGraph, read_checkpoint
 from rayzyme.models.clipzyme.distance_expansion import DistanceExpansion, sinusoidal_embedding
-from rayzyme.models.clipzyme.packed_linear import PackedLinear
 from rayzyme.models.clipzyme.reaction_graph import build_reaction_graph
 from rayzyme.models.encoder import Encoder
+from rayzyme.packed_linear import PackedLinear
 from rayzyme.proteins import Protein
 
 SMALL = {"protein_dim": 16, "feat_proj_dim": 16, "chemprop_hidden_dim": 16, "message_dim": 6, "egcl_layers": 3}

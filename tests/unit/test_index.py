@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rayzyme.errors import InvalidInput
-from rayzyme.screening import ExactIndex, index
+from rayzyme.screening import ExactIndex, candidates, index, scan
 
 Matrix = NDArray[np.float32]
 
@@ -21,8 +21,8 @@ Matrix = NDArray[np.float32]
 def scanning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make small matrices take the scan with several tiles, which otherwise only large ones do."""
     monkeypatch.setattr(index, "_SMALL", 0)
-    monkeypatch.setattr(index, "_TILE_ROWS", 64)
-    monkeypatch.setattr(index, "_TILE_SCORES", 256)
+    monkeypatch.setattr(scan, "TILE_ROWS", 64)
+    monkeypatch.setattr(index, "_SCORES_AT_A_TIME", 256)
     monkeypatch.setattr(index, "_EXACT_BLOCK_ROWS", 50)
 
 
@@ -130,7 +130,7 @@ def test_a_large_scan_with_real_tile_sizes_equals_brute_force() -> None:
 
 @pytest.mark.usefixtures("scanning")
 def test_the_candidate_pool_stays_bounded_when_every_later_row_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "_POOL_LIMIT", 200)
+    monkeypatch.setattr(candidates, "_POOL_LIMIT", 200)
     direction = unit_rows(1, 16, 0)
     rows = np.linspace(0.1, 1, 5_000, dtype=np.float32)[:, None] * direction
     ids = shuffled_ids(5_000, 0)

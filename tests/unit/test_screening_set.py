@@ -66,8 +66,8 @@ def test_other_programs_open_the_file(saved: Path) -> None:
     assert polars.read_ipc(saved)["protein_id"].to_list() == list("ABCD")
     frame = pa.ipc.open_file(saved).read_pandas()
     np.testing.assert_array_equal(np.stack(frame["embedding"]), unit_rows())
-    table = pa.ipc.open_file(saved).read_all()  # noqa: F841 - DuckDB reads the variable by its name
-    assert duckdb.sql("SELECT max(length), any_value(len(embedding)) FROM table").fetchone() == (4, 8)
+    stored = pa.ipc.open_file(saved).read_all()  # noqa: F841 - DuckDB reads the variable by its name
+    assert duckdb.sql("SELECT max(length), any_value(len(embedding)) FROM stored").fetchall() == [(4, 8)]
 
 
 def test_the_digest_tells_sets_apart_and_equal_ones_together() -> None:

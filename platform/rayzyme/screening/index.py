@@ -24,19 +24,20 @@ import torch
 from numpy.typing import NDArray
 
 from rayzyme.errors import InvalidInput
+from rayzyme.screening.candidates import CandidatePool
+from rayzyme.screening.scan import NarrowScan
 
 ScanType = Literal["auto", "bfloat16", "float32"]
 SearchSteps = Generator[None, None, tuple[NDArray[np.float32], NDArray[np.int64]]]
 
-_TILE_ROWS = 8_192
-_TILE_SCORES = 1 << 21
 _EXACT_BLOCK_ROWS = 4_096
-_GROUP = 256
+_GROUP = 128
 _SMALL = 1 << 22
-_POOL_LIMIT = 1 << 22
+_SCORES_AT_A_TIME = 1 << 20
+# Collecting single rows costs about this many times as much as scanning them in place.
+_GATHERING_COST = 8
 # Within these norms neither float32 products overflow nor do the error terms drown in subnormal numbers.
 _SMALLEST_NORM, _LARGEST_NORM = 1e-15, 1e15
-_UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
 
 
 class ExactIndex:
@@ -79,8 +80,10 @@ class ExactIndex:
         self._order = torch.empty(len(identifiers), dtype=torch.int64, device=device)
         self._order[_tensor(pc.sort_indices(identifiers)).to(device)] = torch.arange(len(identifiers), device=device)
         chosen = fastest_scan_type(device) if scan_type == "auto" else scan_type
-        self.scan_type = "bfloat16" if rows.dtype == torch.bfloat16 else chosen
-        self._prepare_scan(identifiers)
+        self.scan_type: ScanType = chosen
+        self._scan = NarrowScan(
+            self._rows, identifiers, torch.bfloat16 if self.scan_type == "bfloat16" else torch.float32
+        )
 
     def __len__(self) -> int:
         return int(self._rows.shape[0])
@@ -88,11 +91,7 @@ class ExactIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of the rows, their scan copy and the bounds."""
-        tensors = {
-            tensor.data_ptr(): tensor.nbytes
-            for tensor in (self._rows, self._scan, self._residual_norms, self._scan_norms)
-        }
-        return sum(tensors.values()) + self._order.nbytes
+        return self._rows.nbytes + self._scan.nbytes + self._order.nbytes
 
     def search(
         self, queries: NDArray[Any] | torch.Tensor, k: int, rows: NDArray[np.int64] | None = None
@@ -123,7 +122,7 @@ class ExactIndex:
     ) -> SearchSteps:
         """`search` in short steps: it yields after each tile, so that more urgent work may go in between.
 
-        At most `_GROUP` queries are scanned together, which bounds a step by about 2^21 row products.
+        At most `_GROUP` queries are scanned together, which bounds how long a step takes.
         """
         wanted = self._check_queries(queries)
         if k < 1:
@@ -163,64 +162,47 @@ class ExactIndex:
             raise InvalidInput(f"query {int(broken[0]) + 1} holds NaN or infinity")
         return tensor
 
-    def _prepare_scan(self, identifiers: pa.Array) -> None:
-        n, device = self._rows.shape[0], self._rows.device
-        scan_dtype = torch.bfloat16 if self.scan_type == "bfloat16" else torch.float32
-        self._scan = (
-            self._rows
-            if self._rows.dtype == scan_dtype
-            else torch.empty(self._rows.shape, dtype=scan_dtype, device=device)
-        )
-        self._residual_norms = torch.zeros(n, dtype=torch.float32, device=device)
-        self._scan_norms = torch.zeros(n, dtype=torch.float32, device=device)
-        for start in range(0, n, _EXACT_BLOCK_ROWS):
-            block = slice(start, min(start + _EXACT_BLOCK_ROWS, n))
-            exact = self._rows[block]
-            broken = torch.nonzero(~torch.isfinite(exact).all(dim=1)).flatten()
-            if len(broken):
-                row = start + int(broken[0])
-                raise InvalidInput(
-                    f"the embedding of protein {identifiers[row].as_py()!r} (row {row + 1}) holds NaN or infinity; "
-                    f"leave that protein out or embed it again"
-                )
-            if self._scan is not self._rows:
-                self._scan[block] = exact.to(scan_dtype)
-                self._residual_norms[block] = (exact.float() - self._scan[block].float()).norm(dim=1)
-            self._scan_norms[block] = self._scan[block].float().norm(dim=1)
-        self._norm_range = (float(self._scan_norms.min()), float(self._scan_norms.max())) if n else (0.0, 0.0)
-
     def _scan_pays(self, queries: torch.Tensor, k: int, available: int) -> bool:
         """Whether bounding saves work, and holds: not for small sets, for most of a set, or for extreme norms."""
         if available * self.dimension < _SMALL // max(1, len(queries)) or 4 * k > available:
             return False
         lengths = queries.norm(dim=1)
-        largest = max(self._norm_range[1], float(lengths.max()))
+        largest = max(self._scan.longest, float(lengths.max()))
         return bool(float(lengths.min()) > _SMALLEST_NORM and largest < _LARGEST_NORM)
 
     def _scan_candidates(
         self, queries: torch.Tensor, k: int, allowed: torch.Tensor | None
     ) -> Generator[None, None, tuple[torch.Tensor, torch.Tensor]]:
         """Rows that may be among the k best, as (row numbers, query numbers), sorted by query."""
-        available = len(self) if allowed is None else len(allowed)
-        narrow = queries.to(self._scan.dtype)
-        lengths = queries.norm(dim=1)
-        residuals = (queries - narrow.float()).norm(dim=1)
-        accumulation = (self.dimension + 8) * 2.0**-23
-        pool = _CandidatePool(len(queries), k, _UNIT_ROUNDOFF[self._scan.dtype], queries.device)
-        tile_rows = max(_TILE_ROWS, min(_TILE_SCORES // len(queries), 8 * _TILE_ROWS), 2 * k)
-        for start in range(0, available, tile_rows):
-            stop = min(start + tile_rows, available)
-            numbers = slice(start, stop) if allowed is None else allowed[start:stop]
-            tile = self._scan[numbers]
-            longest = self._scan_norms[numbers].max()
-            error = lengths * self._residual_norms[numbers].max() + (residuals + accumulation * lengths) * longest
-            # A hair more, for the rounding of these very bounds and of norms that vanish.
-            error = error * 1.001 + 1e-30
-            approximate = narrow @ tile.T
-            pool.add(approximate, error, start)
+        narrow, error_of = self._scan.prepare(queries)
+        pool = CandidatePool(len(queries), k, self._scan.roundoff, queries.device)
+        if allowed is not None and len(allowed) * _GATHERING_COST < len(self):
+            for start in range(0, len(allowed), self._scan.tile_rows):
+                numbers = allowed[start : start + self._scan.tile_rows]
+                pool.add(self._scan.gathered_scores(narrow, self._rows, numbers), error_of(numbers), start)
+                yield
+            places, owners = pool.finish()
+            return allowed[places], owners
+        admitted = None
+        if allowed is not None:
+            admitted = torch.zeros(len(self), dtype=torch.bool, device=queries.device)
+            admitted[allowed] = True
+        # Few queries make small tiles of scores: several are looked through at once.
+        together = max(1, _SCORES_AT_A_TIME // (len(queries) * self._scan.tile_rows))
+        tiles: list[torch.Tensor] = []
+        start = 0
+        for number in range(self._scan.tile_count):
+            tiles.append(self._scan.tile_scores(narrow, number))
+            if len(tiles) == together or number == self._scan.tile_count - 1:
+                approximate = tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=1)
+                rows = slice(start, start + approximate.shape[1])
+                if admitted is not None:
+                    approximate.masked_fill_(~admitted[rows], -torch.inf)
+                pool.add(approximate, error_of(rows), start)
+                start = rows.stop
+                tiles.clear()
             yield
-        found, owners = pool.finish()
-        return (found if allowed is None else allowed[found]), owners
+        return pool.finish()
 
     def _rank_candidates(
         self, queries: torch.Tensor, k: int, numbers: torch.Tensor, owners: torch.Tensor
@@ -266,85 +248,6 @@ class ExactIndex:
         return scores[ranked], rows[ranked]
 
 
-class _CandidatePool:
-    """Rows that may still be among each query's k best, kept by their score bounds while tiles come in.
-
-    A tile is looked at through the maxima of its blocks: k of them, being scores of k distinct rows, bound the k-th best
-    score from below, and a block whose maximum does not reach that bound holds no candidate.
-    """
-
-    def __init__(self, queries: int, k: int, roundoff: float, device: torch.device) -> None:
-        self._k = k
-        self._queries = queries
-        self._roundoff = roundoff
-        self._best = torch.full((queries, k), -torch.inf, device=device)
-        self._candidates: list[tuple[torch.Tensor, ...]] = []
-        self._held = 0
-        self._seen = 0
-        self._seen_at_refresh = 0
-
-    def add(self, approximate: torch.Tensor, error: torch.Tensor, offset: int) -> None:
-        """Take the rows of a tile that may belong.
-
-        Args:
-            approximate: (q, t) scan scores of rows `offset` to `offset + t`, each within `error` (q,) of the exact score
-                before the scan's own rounding.
-        """
-        blocks = self._in_blocks(approximate)
-        peaks = blocks.amax(dim=1)
-        self._seen += approximate.shape[1]
-        if 2 * self._seen >= 3 * self._seen_at_refresh or self._held > _POOL_LIMIT:
-            self._raise_threshold(peaks.float(), error)
-        gap = self._best[:, -1] - error
-        # The smallest scan score whose upper bound reaches the threshold, rounded towards minus infinity.
-        cut = _round_down(gap - 1.02 * self._roundoff * gap.abs(), approximate.dtype)
-        owners, columns = torch.nonzero(peaks >= cut[:, None], as_tuple=True)
-        members = blocks[owners, :, columns]
-        hits, lanes = torch.nonzero(members >= cut[owners, None], as_tuple=True)
-        owners = owners[hits]
-        values = members[hits, lanes].float()
-        numbers = lanes * blocks.shape[2] + columns[hits] + offset
-        slack = error[owners] + 1.01 * self._roundoff * values.abs()
-        self._candidates.append((owners, numbers, values - slack, values + slack))
-        self._held += len(owners)
-        if self._held > _POOL_LIMIT:
-            self._prune()
-
-    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The surviving row numbers and their queries, sorted by query."""
-        self._prune()
-        owners, numbers, lower, upper = self._candidates[0]
-        order = torch.argsort(owners, stable=True)
-        owners, numbers, upper = owners[order], numbers[order], upper[order]
-        counts = torch.bincount(owners, minlength=self._queries)
-        places = torch.arange(len(owners), device=owners.device) - (counts.cumsum(0) - counts)[owners]
-        by_query = torch.full((self._queries, int(counts.max())), -torch.inf, device=owners.device)
-        by_query[owners, places] = lower[order]
-        kept = upper >= torch.topk(by_query, self._k, dim=1).values[owners, -1]
-        return numbers[kept], owners[kept]
-
-    def _in_blocks(self, approximate: torch.Tensor) -> torch.Tensor:
-        """(q, rows of a block, blocks) view; blocks small enough that there are several times k of them."""
-        height = 16
-        while height > 1 and approximate.shape[1] < 4 * self._k * height:
-            height //= 2
-        missing = -approximate.shape[1] % height
-        if missing:
-            approximate = torch.nn.functional.pad(approximate, (0, missing), value=-torch.inf)
-        return approximate.view(len(approximate), height, -1)
-
-    def _raise_threshold(self, peaks: torch.Tensor, error: torch.Tensor) -> None:
-        lower = peaks - error[:, None] - 1.01 * self._roundoff * peaks.abs()
-        self._best = torch.topk(torch.cat([self._best, lower], dim=1), self._k, dim=1).values
-        self._seen_at_refresh = self._seen
-
-    def _prune(self) -> None:
-        owners, numbers, lower, upper = (torch.cat(parts) for parts in zip(*self._candidates, strict=True))
-        kept = upper >= self._best[owners, -1]
-        self._candidates = [(owners[kept], numbers[kept], lower[kept], upper[kept])]
-        self._held = int(kept.sum())
-
-
 def as_rows(embeddings: NDArray[Any] | torch.Tensor) -> torch.Tensor:
     """A (n, d) tensor over the same memory where the type allows; float64 and integers become float32.
 
@@ -380,12 +283,6 @@ def fastest_scan_type(device: str = "cpu") -> ScanType:
             laps.append(time.perf_counter() - begin)
         durations[name] = min(laps)  # type: ignore[index]
     return min(durations, key=durations.__getitem__)
-
-
-def _round_down(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`values` in a narrower type, never above the original."""
-    narrow = values.to(dtype)
-    return torch.where(narrow.float() > values, torch.nextafter(narrow, torch.full_like(narrow, -torch.inf)), narrow)
 
 
 def _tensor(array: pa.Array) -> torch.Tensor:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from rayzyme.models.clipzyme.architecture import Architecture
 from rayzyme.models.clipzyme.distance_expansion import DistanceExpansion
-from rayzyme.models.clipzyme.packed_linear import PackedLinear
 from rayzyme.models.clipzyme.protein_graph import JoinedGraphs, ProteinGraph, join_graphs
+from rayzyme.packed_linear import PackedLinear
 
 # Hidden edge activations held at a time. On a CPU (16 MB) few enough for its caches and so many that threads seldom wait
 # for each other, which on a busy machine costs more than the caches give; on a GPU (1 GB) what keeps it busy.

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from rayzyme.models.clipzyme.architecture import ATOM_FEATURES, Architecture
 from rayzyme.models.clipzyme.directed_bonds import DirectedBonds
-from rayzyme.models.clipzyme.packed_linear import PackedLinear
 from rayzyme.models.clipzyme.reaction_graph import ReactionGraph
+from rayzyme.packed_linear import PackedLinear
 
 # Directed bonds of both sides that share one pass over the weights.
 _BONDS_AT_A_TIME = {"cpu": 2048, "cuda": 65536}

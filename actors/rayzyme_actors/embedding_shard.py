@@ -21,10 +21,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rayzyme.errors import InsufficientSpace
+from rayzyme.errors import InsufficientSpace, InvalidInput
 from rayzyme.models.devices import resolve_device
 from rayzyme.resources import available_memory
 from rayzyme.screening import ExactIndex, ScreeningSet
+from rayzyme.screening.answer import QUERY_COLUMN, SCORE_COLUMN
 from rayzyme.screening.filters import matching_rows
 from rayzyme_actors.lanes import Lane, LaneExecutor, Steps
 
@@ -44,18 +45,21 @@ class _Request:
 class EmbeddingShard:
     """Rows `start` to `stop` of a screening set on one device."""
 
-    def __init__(self, path: str, start: int, stop: int, device: str, threads: int, reserve_ratio: float) -> None:
+    def __init__(
+        self, path: str, digest: str, start: int, stop: int, device: str, threads: int, reserve_ratio: float
+    ) -> None:
         """Begin to load.
 
         Args:
             path: File of the screening set, readable on this node.
+            digest: The set's digest; another set under the same path is refused.
             start: First row.
             stop: One past the last row.
             device: "auto", "cpu" or "cuda".
             threads: CPU threads to compute with.
             reserve_ratio: Share of the available memory to leave alone, 0 to 1.
         """
-        self._path, self._start, self._stop = path, start, stop
+        self._path, self._digest, self._start, self._stop = path, digest, start, stop
         self._threads, self._reserve_ratio = threads, reserve_ratio
         self._rows_admitted = lru_cache(maxsize=_FILTERS_KEPT)(self._find_rows)
         self._pending: deque[_Request] = deque()
@@ -74,15 +78,16 @@ class EmbeddingShard:
             lane: "online" requests go first and are searched together; "batch" goes in steps.
 
         Returns:
-            Columns `query` (int32), `score` (float32), `protein_id` and metadata; best first for each query.
+            Columns QUERY_COLUMN (int32), SCORE_COLUMN (float32), `protein_id` and metadata; best first for each query.
         """
-        await asyncio.wrap_future(self._loaded)
+        await self._ready()
         if lane == "batch":
             future = self._executor.submit(lambda: self._search(queries, k, filters), "batch")
             return await asyncio.wrap_future(future)
         request = _Request(queries, k, filters, asyncio.get_running_loop().create_future())
         self._pending.append(request)
-        await asyncio.wrap_future(self._executor.submit(self._search_pending, "online"))
+        # Not awaited: it also searches for others, and must go on when this caller hangs up.
+        self._executor.submit(self._search_pending, "online")
         return await request.answer
 
     async def count_better(
@@ -98,19 +103,19 @@ class EmbeddingShard:
         Returns:
             For each query int64 (a,): rows of higher score, or of equal score and smaller id.
         """
-        await asyncio.wrap_future(self._loaded)
+        await self._ready()
         future = self._executor.submit(lambda: self._count_better(queries, scores, protein_ids), "batch")
         return await asyncio.wrap_future(future)
 
     async def scores_of(self, queries: NDArray[np.float32], protein_ids: list[list[str]]) -> list[dict[str, float]]:
         """For each query the exact scores of those of its proteins that this slice holds, by id."""
-        await asyncio.wrap_future(self._loaded)
+        await self._ready()
         future = self._executor.submit(lambda: self._scores_of(queries, protein_ids), "batch")
         return await asyncio.wrap_future(future)
 
     async def describe(self) -> dict[str, Any]:
         """What this shard is and holds; sizes in bytes, times in seconds."""
-        await asyncio.wrap_future(self._loaded)
+        await self._ready()
         return {
             "pid": os.getpid(), "path": self._path,
             "start": self._start, "stop": self._stop, "device": self._device, "threads": self._threads,
@@ -118,19 +123,27 @@ class EmbeddingShard:
             "waiting": self._executor.waiting(),
         }  # fmt: skip
 
+    async def _ready(self) -> None:
+        # Shielded: a caller who hangs up must not cancel the loading for all.
+        await asyncio.shield(asyncio.wrap_future(self._loaded))
+
     def _load(self, device: str) -> Steps:
         yield from ()
         self._device = resolve_device(device)
         opened = ScreeningSet.open(self._path)
+        if opened.digest != self._digest:
+            raise InvalidInput(
+                f"{self._path} is not the screening set that this shard was started for any more (digest {opened.digest[:12]} "
+                f"instead of {self._digest[:12]}); run the command again"
+            )
         rows = opened.tensor(self._start, self._stop)
         self._require_memory(rows)
         self._proteins = opened.proteins.slice(self._start, self._stop - self._start)
-        self._ids = self._proteins["protein_id"].combine_chunks()
+        self._ids: list[str] = self._proteins["protein_id"].to_pylist()
         self._index = ExactIndex(rows, self._ids, device=self._device)
 
     def _require_memory(self, rows: torch.Tensor) -> None:
-        narrow = 0 if rows.dtype == torch.bfloat16 else rows.numel() * 2
-        needed = rows.nbytes + narrow
+        needed = rows.nbytes + rows.numel() * 2
         if self._device.startswith("cuda"):
             free, place = torch.cuda.mem_get_info()[0], f"the GPU of {self._device}"
         else:
@@ -144,7 +157,7 @@ class EmbeddingShard:
             )
 
     def _search(self, queries: NDArray[np.float32], k: int, filters: Mapping[str, Any] | None) -> Steps:
-        admitted = None if not filters else self._rows_admitted(json.dumps(filters, sort_keys=True))
+        admitted = None if not filters else self._rows_admitted(json.dumps(filters, sort_keys=True, default=_as_json))
         scores, rows = yield from self._index.search_in_steps(queries, k, admitted)
         return self._hits(scores, rows)
 
@@ -160,14 +173,15 @@ class EmbeddingShard:
             try:
                 queries = np.concatenate([request.queries for request in alike])
                 hits = yield from self._search(queries, max(request.k for request in alike), filters)
+                firsts = np.cumsum([0, *(len(request.queries) for request in alike)])
+                outcomes: list[Any] = [
+                    _part(hits, first, len(request.queries), request.k)
+                    for first, request in zip(firsts, alike, strict=False)
+                ]
             except Exception as error:
-                for request in alike:
-                    _settle(request.answer, error)
-                continue
-            offset = 0
-            for request in alike:
-                _settle(request.answer, _part(hits, offset, len(request.queries), request.k))
-                offset += len(request.queries)
+                outcomes = [error] * len(alike)
+            for request, outcome in zip(alike, outcomes, strict=True):
+                _settle(request.answer, outcome)
 
     def _find_rows(self, filters: str) -> NDArray[np.int64]:
         return matching_rows(self._proteins, json.loads(filters))
@@ -176,17 +190,16 @@ class EmbeddingShard:
         queries, k = rows.shape
         taken = self._proteins.take(pa.array(rows.reshape(-1)))
         numbers = pa.array(np.repeat(np.arange(queries, dtype=np.int32), k))
-        return taken.add_column(0, "score", pa.array(scores.reshape(-1))).add_column(0, "query", numbers)
+        return taken.add_column(0, SCORE_COLUMN, pa.array(scores.reshape(-1))).add_column(0, QUERY_COLUMN, numbers)
 
     def _count_better(
         self, queries: NDArray[np.float32], scores: list[NDArray[np.float32]], protein_ids: list[list[str]]
     ) -> Steps:
-        ids = np.array(self._ids.to_pylist(), dtype=object)
+        ids = np.array(self._ids, dtype=object)
         counts = []
         for first in range(0, len(queries), _RANKED_TOGETHER):
             group = slice(first, first + _RANKED_TOGETHER)
-            lines = self._index.scores(queries[group])
-            yield
+            lines = yield from self._index.scores_in_steps(queries[group])
             for line, own_scores, own_ids in zip(lines, scores[group], protein_ids[group], strict=True):
                 better = [
                     np.count_nonzero(line > score) + np.count_nonzero(ids[line == score] < protein_id)
@@ -196,17 +209,21 @@ class EmbeddingShard:
         return counts
 
     def _scores_of(self, queries: NDArray[np.float32], protein_ids: list[list[str]]) -> Steps:
-        row_of = {protein_id: row for row, protein_id in enumerate(self._ids.to_pylist())}
+        row_of = {protein_id: row for row, protein_id in enumerate(self._ids)}
         found = []
         for first in range(0, len(queries), _RANKED_TOGETHER):
             group = slice(first, first + _RANKED_TOGETHER)
-            lines = self._index.scores(queries[group])
-            yield
+            lines = yield from self._index.scores_in_steps(queries[group])
             found += [
                 {protein_id: float(line[row_of[protein_id]]) for protein_id in wanted if protein_id in row_of}
                 for line, wanted in zip(lines, protein_ids[group], strict=True)
             ]
         return found
+
+
+def _as_json(value: Any) -> Any:
+    """Sets, arrays and numpy numbers of a Python caller's filter."""
+    return sorted(value) if isinstance(value, (set, frozenset)) else value.tolist()
 
 
 def _settle(answer: asyncio.Future[pa.Table], outcome: pa.Table | Exception) -> None:
@@ -225,9 +242,9 @@ def _settle(answer: asyncio.Future[pa.Table], outcome: pa.Table | Exception) -> 
 
 def _part(hits: pa.Table, first: int, count: int, k: int) -> pa.Table:
     """The hits of `count` queries from `first` on, at most k each, numbered from 0."""
-    numbers = hits["query"].to_numpy()
+    numbers = hits[QUERY_COLUMN].to_numpy()
     own = np.flatnonzero((numbers >= first) & (numbers < first + count))
-    width = len(own) // count
+    width = len(own) // max(1, count)
     kept = own.reshape(count, width)[:, :k].reshape(-1)
     part = hits.take(pa.array(kept))
-    return part.set_column(0, "query", pa.array(part["query"].to_numpy() - np.int32(first)))
+    return part.set_column(0, QUERY_COLUMN, pa.array(part[QUERY_COLUMN].to_numpy() - np.int32(first)))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, ObjectLostError, RayTaskError
 
 from rayzyme.errors import WorkerLost
 
+logger = logging.getLogger(__name__)
+
 START_TIMEOUT_S = 180.0
-_LOST = (ActorDiedError, ActorUnavailableError)
+_LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError)
 
 
 @dataclass(slots=True)
@@ -62,6 +65,8 @@ class LongLivedActor:
             except GetTimeoutError:
                 raise WorkerLost(self._not_ready(timeout_s)) from None
             except RayTaskError as error:
+                # What could not load once is not kept: its cause may be gone when somebody asks again.
+                ray.kill(self._handle, no_restart=True)
                 raise _cause(error) from None
             except _LOST as error:
                 if "creation task" in str(error):
@@ -73,6 +78,10 @@ class LongLivedActor:
                     raise WorkerLost(self._not_ready(timeout_s)) from None
                 time.sleep(0.1)
                 self.start()
+
+    def release(self) -> None:
+        """End the actor and free what it holds."""
+        ray.kill(self._handle, no_restart=True)
 
     def submit(self, method: str, *arguments: Any) -> Call:
         """Begin a call."""
@@ -121,6 +130,7 @@ class Call:
 
 
 def _cause(error: RayTaskError) -> BaseException:
+    logger.debug("in an actor: %s", error)
     cause = error.cause
     return cause if isinstance(cause, BaseException) else error
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rayzyme.chemistry import PreparedReaction, prepare_reactions
-from rayzyme.errors import InvalidReaction
+from rayzyme.errors import InvalidReaction, MissingExtra
 from rayzyme.models import load_checkpoint
 from rayzyme.models.encoder import Embeddings
 from rayzyme.proteins import Protein
@@ -52,12 +52,8 @@ class ModelHost:
         self._loaded = self._executor.submit(lambda: self._load(checkpoint, device), "online")
 
     async def encode_reactions(self, reactions: Sequence[str], lane: Lane = "online") -> EncodedReactions:
-        """Prepare (parse, atom-map where the model needs it) and embed reactions; a bad one does not stop the others.
-
-        Raises:
-            MissingExtra: A reaction must be atom-mapped and RXNMapper is not installed.
-        """
-        await asyncio.wrap_future(self._loaded)
+        """Prepare (parse, atom-map where the model needs it) and embed reactions; a bad one does not stop the others."""
+        await self._ready()
         return await asyncio.wrap_future(self._executor.submit(lambda: self._encode_reactions(reactions), lane))
 
     async def encode_proteins(self, proteins: Sequence[Protein], lane: Lane = "batch") -> Embeddings:
@@ -66,17 +62,21 @@ class ModelHost:
         Raises:
             InvalidProtein: Names the first protein that cannot be encoded.
         """
-        await asyncio.wrap_future(self._loaded)
+        await self._ready()
         return await asyncio.wrap_future(self._executor.submit(lambda: self._encode_proteins(proteins), lane))
 
     async def describe(self) -> dict[str, Any]:
         """Which checkpoint this is and where it runs."""
-        await asyncio.wrap_future(self._loaded)
+        await self._ready()
         return {
             "pid": os.getpid(), "checkpoint": self._encoder.name, "checkpoint_digest": self._encoder.digest,
             "dimension": self._encoder.dimension, "needs_atom_mapping": self._encoder.needs_atom_mapping,
             "threads": self._threads, "longest_step": self._executor.longest_step, "waiting": self._executor.waiting(),
         }  # fmt: skip
+
+    async def _ready(self) -> None:
+        # Shielded: a caller who hangs up must not cancel the loading for all.
+        await asyncio.shield(asyncio.wrap_future(self._loaded))
 
     def _load(self, checkpoint: str, device: str) -> Steps:
         yield from ()
@@ -97,7 +97,7 @@ class ModelHost:
     def _prepare(self, reactions: Sequence[str]) -> list[PreparedReaction | str]:
         try:
             return list(prepare_reactions(reactions, self._encoder.needs_atom_mapping))
-        except InvalidReaction as error:
+        except (InvalidReaction, MissingExtra) as error:
             if len(reactions) == 1:
                 # The position in a list of one tells nobody anything; who asked knows the line.
                 return [str(error).removeprefix("reaction 1 ")]

@@ -11,8 +11,8 @@ from rayzyme.errors import DeviceUnavailable
 # More than half a GPU, so that Ray cannot put two shards on one; the rest is for a model beside it.
 SHARD_GPUS = 0.6
 HOST_GPUS = 0.3
-# Long-lived actors rest between requests. A whole CPU each would starve the tasks of a small machine.
-ACTOR_CPUS = 0.25
+# Long-lived actors rest between requests, and stay. CPUs reserved for them would be lost to tasks for ever.
+ACTOR_CPUS = 0.01
 
 
 @dataclass(frozen=True, slots=True)

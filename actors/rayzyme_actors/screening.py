@@ -24,7 +24,7 @@ from rayzyme.settings import ScreeningMode, Settings, get_settings
 from rayzyme_actors.connection import connect
 from rayzyme_actors.lanes import Lane
 from rayzyme_actors.model_host import EncodedReactions
-from rayzyme_actors.starting import name_of_host, start_host, start_shards
+from rayzyme_actors.starting import checkpoint_ref, name_of_host, start_host, start_shards
 
 Progress = Callable[[int, int], None]
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def screen(
     strict: bool = True,
     progress: Progress | None = None,
     settings: Settings | None = None,
+    release: bool = False,
 ) -> ScreeningAnswer:
     """Rank the proteins of a screening set for each reaction.
 
@@ -60,6 +61,7 @@ def screen(
         strict: Raise at the first reaction that cannot be screened; otherwise it is listed under `rejected`.
         progress: Called with (reactions done, reactions in all).
         settings: None takes the process's.
+        release: End the set's shards afterwards, for a set that nobody will ask for again.
 
     Returns:
         The answer, as `rayzyme.screening.answer` describes it.
@@ -73,7 +75,11 @@ def screen(
         WorkerLost: An actor was lost twice.
     """
     screener = Screener(checkpoint, screening_set, device=device, settings=settings)
-    return screener.screen(reactions, top_k, filters, mode=mode, strict=strict, progress=progress)
+    answer = screener.screen(reactions, top_k, filters, mode=mode, strict=strict, progress=progress)
+    if release:
+        screener.release_shards()
+    answer["timing"] |= {"start_s": screener.start_s, "total_s": answer["timing"]["total_s"] + screener.start_s}
+    return answer
 
 
 class Screener:
@@ -102,6 +108,7 @@ class Screener:
         # Names are checked before anything is started.
         host_name = name_of_host(checkpoint, wanted_device, self._settings)
         connect(self._settings)
+        self.screening_set.require_checkpoint(checkpoint_ref(checkpoint, self._settings))
         self._host = start_host(checkpoint, host_name, wanted_device, self._settings)
         self._shards = start_shards(self.screening_set, wanted_device, self._settings)
         described = self._host.wait_until_ready()
@@ -109,7 +116,7 @@ class Screener:
         self.screening_set.require_checkpoint(self.checkpoint)
         for shard in self._shards:
             shard.wait_until_ready()
-        self.start_s = time.perf_counter() - begin
+        self.start_s = round(time.perf_counter() - begin, 6)
 
     def screen(
         self,
@@ -129,7 +136,7 @@ class Screener:
         k = self._clamp(defaults.top_k if top_k is None else top_k, notes)
         interactive = (mode or defaults.mode) == "interactive"
         lane: Lane = "online" if interactive else "batch"
-        timing = {"start_s": self.start_s, "encode_s": 0.0, "search_s": 0.0}
+        timing = {"encode_s": 0.0, "search_s": 0.0}
         results: list[ReactionResult] = []
         rejected: list[Rejection] = []
         for group in _groups(records, 1 if interactive else _BATCH):
@@ -145,7 +152,9 @@ class Screener:
                 rejected.append(rejection)
             if progress is not None:
                 progress(len(results) + len(rejected), len(records))
-        timing["total_s"] = time.perf_counter() - begin + self.start_s
+        if filters and any(len(result["hits"]) < k for result in results):
+            notes.append(f"the filter admits only {len(results[0]['hits'])} of the {len(self.screening_set)} proteins")
+        timing["total_s"] = time.perf_counter() - begin
         return {
             "schema": SCHEMA,
             "checkpoint": self.checkpoint.name,
@@ -198,6 +207,11 @@ class Screener:
         if not rankings:
             raise InvalidReaction(f"none of the {len(reactions)} reactions could be encoded by {self.checkpoint.name}")
         return evaluate(rankings, training_reactions=training_reactions, not_encodable=not_encodable)
+
+    def release_shards(self) -> None:
+        """End the set's shards, for a set that nobody will ask for again."""
+        for shard in self._shards:
+            shard.release()
 
     def _clamp(self, top_k: int, notes: list[str]) -> int:
         if top_k < 1:

@@ -25,7 +25,7 @@ from rayzyme_actors.model_host import ModelHost
 from rayzyme_actors.placement import ACTOR_CPUS, HOST_GPUS, ShardPlan, live_nodes, plan_shards, wants_gpu
 
 # Per number: as stored, and two bytes more for the bfloat16 copy that is scanned.
-_BYTES_HELD = {"float32": 6, "float16": 4, "bfloat16": 2}
+_BYTES_HELD = {"float32": 6, "float16": 4, "bfloat16": 4}
 
 
 class ProteinEncoder:
@@ -47,6 +47,11 @@ class ProteinEncoder:
         return embeddings
 
 
+def checkpoint_ref(checkpoint: str | Path, settings: Settings) -> CheckpointRef:
+    """Which checkpoint a name or path stands for, without loading it."""
+    return CheckpointRef(*CheckpointRegistry(settings.home, settings.checkpoints.sources).identify(checkpoint))
+
+
 def name_of_host(checkpoint: str | Path, device: str, settings: Settings) -> str:
     """The actor name of a checkpoint's host: another file, or the same one changed, is another host.
 
@@ -55,7 +60,8 @@ def name_of_host(checkpoint: str | Path, device: str, settings: Settings) -> str
     """
     path = CheckpointRegistry(settings.home, settings.checkpoints.sources).resolve(checkpoint)
     state = path.stat()
-    identity = hashlib.sha256(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()[:12]
+    told = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\0{settings.esm}\0{settings.tasks}"
+    identity = hashlib.sha256(told.encode()).hexdigest()[:12]
     return f"model-host:{Path(checkpoint).stem}:{identity}:{device}"
 
 
@@ -67,7 +73,7 @@ def start_host(checkpoint: str | Path, name: str, device: str, settings: Setting
     actor = LongLivedActor(
         name=name,
         actor_class=ModelHost,
-        arguments=(str(checkpoint), settings, device, threads),
+        arguments=(_as_seen_by_all(checkpoint), settings, device, threads),
         options={"num_cpus": ACTOR_CPUS, "num_gpus": gpus},
         namespace=settings.ray.namespace,
     )  # fmt: skip
@@ -97,16 +103,22 @@ def start_shards(opened: ScreeningSet, device: str, settings: Settings) -> list[
     return shards
 
 
+def _as_seen_by_all(checkpoint: str | Path) -> str:
+    """A name as it is; a path in full, since an actor works in another folder."""
+    path = Path(checkpoint).expanduser()
+    return str(path.resolve()) if path.exists() else str(checkpoint)
+
+
 def _shard(
     opened: ScreeningSet, plan: ShardPlan, number: int, count: int, device: str, settings: Settings
 ) -> LongLivedActor:
     # On a GPU the rows pass through host memory and do not stay there.
     row_bytes = 0 if plan.num_gpus else opened.dimension * _BYTES_HELD[opened.embedding_type]
     return LongLivedActor(
-        name=f"shard:{opened.digest[:16]}:{number + 1}-of-{count}:{device}",
+        name=f"shard:{opened.digest[:16]}:{number + 1}-of-{count}:{device}:reserve-{settings.resources.memory.reserve_ratio:g}",
         actor_class=EmbeddingShard,
         arguments=(
-            str(opened.path), plan.start, plan.stop, device, plan.threads, settings.resources.memory.reserve_ratio,
+            str(opened.path), opened.digest, plan.start, plan.stop, device, plan.threads, settings.resources.memory.reserve_ratio,
         ),
         options={
             "num_cpus": ACTOR_CPUS,

@@ -150,8 +150,8 @@ class Settings(BaseSettings):
     logging: LoggingSettings = LoggingSettings()
 
     def model_post_init(self, _context: Any, /) -> None:
-        # Frozen for callers; this only expands "~" once, at birth.
-        object.__setattr__(self, "home", self.home.expanduser())
+        # Frozen for callers; this only makes the path full, once, at birth: actors work in other folders.
+        object.__setattr__(self, "home", self.home.expanduser().absolute())
 
     @property
     def screening_sets(self) -> Path:

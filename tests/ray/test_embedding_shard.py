@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
 import signal
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,11 @@ def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = unit_rows(N, 0)
     rows[1_500:] = rows[:1_500]  # every protein has a twin in the other half: ties across shards
     ids = [f"P{number:04d}" for number in np.random.default_rng(1).permutation(N)]
-    metadata = {"ec": [f"1.1.1.{number % 7}" for number in range(N)], "length": list(range(N))}
+    # Columns that a careless merge would take for its own, and values that JSON does not know.
+    metadata = {
+        "ec": [f"1.1.1.{number % 7}" for number in range(N)], "length": list(range(N)), "score": ["mine"] * N,
+        "query": [b"mine"] * N, "seen": [datetime.date(2026, 11, 23)] * N, "plddt": [float("nan")] * N,
+    }  # fmt: skip
     made = ScreeningSet.from_arrays(ids, rows, metadata, CheckpointRef("toy", "ab" * 32))
     return made.save(tmp_path_factory.mktemp("sets") / "toy.arrow")
 
@@ -50,7 +57,8 @@ def started() -> Iterator[list[LongLivedActor]]:
     actors: list[LongLivedActor] = []
     yield actors
     for actor in actors:
-        ray.kill(ray.get_actor(actor.name, "rayzyme"))
+        with suppress(ValueError):  # some are gone by then
+            ray.kill(ray.get_actor(actor.name, "rayzyme"))
 
 
 def start(actors: list[LongLivedActor], path: Path, bounds: tuple[int, int], **arguments: Any) -> LongLivedActor:
@@ -58,7 +66,7 @@ def start(actors: list[LongLivedActor], path: Path, bounds: tuple[int, int], **a
     actor = LongLivedActor(
         f"test-shard-{uuid.uuid4()}",
         EmbeddingShard,
-        (str(path), *bounds, *given.values()),
+        (str(path), ScreeningSet.open(path).digest, *bounds, *given.values()),
         {"num_cpus": 0.1},
         "rayzyme",
     )
@@ -70,7 +78,7 @@ def start(actors: list[LongLivedActor], path: Path, bounds: tuple[int, int], **a
 def expected(path: Path, queries: NDArray[np.float32], k: int, rows: Any = None) -> list[list[tuple[str, float]]]:
     opened = ScreeningSet.open(path)
     scores, found = ExactIndex(opened.embeddings, opened.protein_ids).search(queries, k, rows)
-    ids = opened.protein_ids.to_pylist()
+    ids = opened.protein_ids
     return [
         [(ids[row], float(score)) for row, score in zip(*pair, strict=True)] for pair in zip(found, scores, strict=True)
     ]
@@ -90,6 +98,41 @@ def test_any_number_of_shards_gives_the_same_ranking_in_both_lanes(
     for lane in ("online", "batch"):
         parts = [call.result() for call in [actor.submit("search", queries, 40, None, lane) for actor in actors]]
         assert ranking(parts, 6, 40) == expected(toy_set, queries, 40)
+
+
+def test_metadata_of_any_name_and_kind_comes_through_as_json(toy_set: Path, whole: LongLivedActor) -> None:
+    hits = merge_hits([whole.submit("search", unit_rows(1, 5), 2).result()], 1, 2)[0]
+    own = hits[0]["metadata"]
+    assert (own["score"], own["query"], own["seen"], own["plddt"]) == ("mine", b"mine".hex(), "2026-11-23", None)
+    json.dumps(hits, allow_nan=False)
+
+
+def test_a_caller_who_hangs_up_takes_nobody_with_him(toy_set: Path, whole: LongLivedActor) -> None:
+    calls = [whole.submit("search", unit_rows(8, seed), 5) for seed in range(30)]
+    for call in calls[::2]:
+        ray.cancel(call.reference)
+    for seed, call in list(enumerate(calls))[1::2]:
+        assert ranking([call.result()], 8, 5) == expected(toy_set, unit_rows(8, seed), 5)
+
+
+def test_a_set_rewritten_under_its_path_is_refused_not_served(tmp_path: Path, started: list[LongLivedActor]) -> None:
+    def write(seed: int) -> ScreeningSet:
+        made = ScreeningSet.from_arrays(
+            [f"P{i}" for i in range(9)], unit_rows(9, seed), None, CheckpointRef("toy", "ab" * 32)
+        )
+        made.save(tmp_path / "s.arrow")
+        return made
+
+    first = write(1)
+    write(2)
+    actor = LongLivedActor(
+        f"test-shard-{uuid.uuid4()}", EmbeddingShard, (str(tmp_path / "s.arrow"), first.digest, 0, 9, "cpu", 1, 0.2),
+        {"num_cpus": 0.1}, "rayzyme",
+    )  # fmt: skip
+    started.append(actor)
+    actor.start()
+    with pytest.raises(InvalidInput, match="is not the screening set that this shard was started for any more"):
+        actor.wait_until_ready()
 
 
 def test_a_filter_narrows_the_search_and_its_fault_reaches_the_caller(
@@ -197,7 +240,11 @@ def test_cuda_without_a_gpu_is_an_error_not_a_fallback(toy_set: Path, started: l
 
 def test_an_actor_that_finds_no_place_says_what_it_asked_for(toy_set: Path, started: list[LongLivedActor]) -> None:
     actor = LongLivedActor(
-        f"test-shard-{uuid.uuid4()}", EmbeddingShard, (str(toy_set), 0, N, "cpu", 1, 0.2), {"num_cpus": 50}, "rayzyme"
+        f"test-shard-{uuid.uuid4()}",
+        EmbeddingShard,
+        (str(toy_set), "any", 0, N, "cpu", 1, 0.2),
+        {"num_cpus": 50},
+        "rayzyme",
     )
     started.append(actor)
     actor.start()

@@ -43,7 +43,7 @@ def brute_force(reactions: list[str], k: int) -> list[list[tuple[str, float]]]:
     opened = ScreeningSetLibrary(Path("unused")).open("reference")
     queries = load_checkpoint("baseline", "cpu").encode_reactions(reactions)
     scores, rows = ExactIndex(opened.embeddings, opened.protein_ids).search(queries, k)
-    ids = opened.protein_ids.to_pylist()
+    ids = opened.protein_ids
     return [
         [(ids[row], float(score)) for row, score in zip(*pair, strict=True)] for pair in zip(rows, scores, strict=True)
     ]
@@ -123,10 +123,17 @@ def test_unknown_names_are_refused_with_what_there_is() -> None:
 def test_a_set_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
     opened = ScreeningSetLibrary(tmp_path).open("reference")
     foreign = ScreeningSet.from_arrays(
-        opened.protein_ids[:10].to_pylist(), opened.embeddings[:10], None, CheckpointRef("clipzyme_v1", "cd" * 32)
+        opened.protein_ids[:10], opened.embeddings[:10], None, CheckpointRef("clipzyme_v1", "cd" * 32)
     ).save(tmp_path / "foreign.arrow")
     with pytest.raises(CheckpointMismatch, match=r"made by checkpoint clipzyme_v1 .*the query by baseline"):
         screen([PEROXIDE], 1, foreign)
+
+
+def test_a_filter_that_admits_few_is_said(screener: Screener) -> None:
+    protein = screener.screening_set.protein_ids[5]
+    answer = screener.screen([PEROXIDE], 10, {"protein_id": {protein}})
+    assert [hit["protein_id"] for hit in answer["results"][0]["hits"]] == [protein]
+    assert answer["notes"] == [f"the filter admits only 1 of the {len(screener.screening_set)} proteins"]
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="this machine has a GPU")
@@ -170,7 +177,7 @@ def test_evaluation_ranks_the_whole_set(screener: Screener) -> None:
 
 def test_evaluation_leaves_out_what_cannot_be_encoded_and_says_so(screener: Screener) -> None:
     records = [ReactionRecord("good", PEROXIDE, ("P1", "P2"), 1), ReactionRecord("bad", "CCX>>CCO", ("P1",), 2)]
-    protein = screener.screening_set.protein_ids[0].as_py()
+    protein = screener.screening_set.protein_ids[0]
     records[0] = ReactionRecord("good", PEROXIDE, (protein,), 1)
     report = screener.evaluate(records)
     assert [row.reaction_id for row in report.reactions] == ["good"]
@@ -239,6 +246,7 @@ class TestCommand:
         done = rayzyme("screen", "baseline", "reactions.csv", "--top-k", "5", "--output", "json", "--filter", "ec=1,3")
         answer = json.loads(done.stdout)
         assert [result["reaction_id"] for result in answer["results"]] == ["catalase", "esterase"]
+        assert [row["line"] for row in answer["rejected"]] == [3]
         assert "warning: reactions.csv: line 3" in done.stderr
         folder = tmp_path / "results"
         assert json.loads((folder / "screening_results.json").read_text()) == answer
@@ -277,12 +285,12 @@ class TestCommand:
         opened = ScreeningSetLibrary(tmp_path).open("reference")
         np.savez(
             tmp_path / "e.npz",
-            protein_ids=opened.protein_ids[:50].to_pylist(),
+            protein_ids=opened.protein_ids[:50],
             embeddings=opened.embeddings[:50].astype(np.float32),
         )
         rayzyme("sets", "import", "fifty", "e.npz", "--checkpoint", "baseline")
         done = rayzyme("screen", "baseline", "-r", ACETATE, "-s", "fifty", "-k", "50", "-o", "quiet")
-        assert {line.split("\t")[2] for line in done.stdout.splitlines()} == set(opened.protein_ids[:50].to_pylist())
+        assert {line.split("\t")[2] for line in done.stdout.splitlines()} == set(opened.protein_ids[:50])
 
     def test_evaluate_prints_metrics_and_writes_them(self, rayzyme: Any, tmp_path: Path) -> None:
         ids = ScreeningSetLibrary(tmp_path).open("reference").protein_ids

@@ -286,7 +286,7 @@ def test_the_reference_set_holds_what_the_encoder_gives(
     chosen = np.random.default_rng(1).choice(len(lines), 50, replace=False)
     records = [lines[row].split("\t") for row in chosen]
     embedded = encoder.encode_proteins([Protein(accession, sequence) for accession, _, sequence in records])
-    place = {accession: row for row, accession in enumerate(reference.protein_ids.to_pylist())}
+    place = {accession: row for row, accession in enumerate(reference.protein_ids)}
     stored = reference.embeddings[[place[accession] for accession, *_ in records]]
     np.testing.assert_allclose(stored.astype(np.float32), embedded, rtol=0, atol=5e-4)
 

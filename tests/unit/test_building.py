@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayzyme.errors import InvalidInput, InvalidProtein
+from rayzyme.errors import InsufficientSpace, InvalidInput, InvalidProtein
 from rayzyme.models.encoder import Embeddings
 from rayzyme.proteins import Protein, RejectedProtein, read_proteins
 from rayzyme.screening import CheckpointRef, ScreeningSet
@@ -50,7 +50,7 @@ def test_a_set_holds_the_proteins_in_order_with_their_columns(tmp_path: Path) ->
         proteins(70), tmp_path / "s.arrow", CountingEncoder(), CHECKPOINT, progress=lambda *tick: ticks.append(tick)
     )
     opened = ScreeningSet.open(report.path)
-    assert opened.protein_ids.to_pylist() == [f"P{i}" for i in range(70)]
+    assert opened.protein_ids == [f"P{i}" for i in range(70)]
     assert opened.metadata.column_names == ["sequence", "organism"]
     np.testing.assert_array_equal(opened.embeddings, CountingEncoder()(proteins(70)))
     assert ticks == [(0, 70), (32, 70), (64, 70), (70, 70)]
@@ -137,3 +137,28 @@ def test_a_build_killed_at_once_goes_on(tmp_path: Path) -> None:
         lambda some: np.eye(8, dtype=np.float32)[[len(p.sequence) % 8 for p in some]], CHECKPOINT,
     )  # fmt: skip
     assert (report.reused, report.proteins) == (96, 200)
+
+
+def test_a_repeated_id_is_rejected_and_its_first_row_stays(tmp_path: Path) -> None:
+    table = tmp_path / "p.csv"
+    table.write_text("protein_id,sequence\nA,ACD\nB,ACDE\nA,ACDEF\n")
+    report = build_screening_set(read_proteins(table), tmp_path / "s.arrow", CountingEncoder(), CHECKPOINT)
+    assert ScreeningSet.open(report.path).protein_ids == ["A", "B"]
+    assert [(item.line, item.protein_id) for item in report.rejected] == [(4, "A")]
+
+
+def test_a_full_disk_stops_the_build_and_the_next_run_goes_on(small_disk: Path, tmp_path: Path) -> None:
+    def wide(some: Sequence[Protein]) -> Embeddings:
+        rows = np.zeros((len(some), 1024), np.float32)
+        rows[:, 0] = 1
+        return rows
+
+    with pytest.raises(
+        InsufficientSpace, match=r"the disk is full: writing .*s\.arrow needs about .* MB and .* MB are free"
+    ):
+        build_screening_set(proteins(400), small_disk / "s.arrow", wide, CHECKPOINT, group=8)
+    assert not (small_disk / "s.arrow").exists()
+    os.system(f"mount -o remount,size=64m {small_disk}")
+    report = build_screening_set(proteins(400), small_disk / "s.arrow", wide, CHECKPOINT, group=8)
+    assert report.proteins == 400
+    assert report.reused >= 8

@@ -15,7 +15,9 @@ PROTEINS = pa.table(
         "ec": ["1.1.1.1", "1.1.10.1;2.7.1.1", "1.1.1.27", None, "3.2.1.n4"],
         "organism": ["Homo sapiens", "Mus musculus", "Homo sapiens", "Escherichia coli", ""],
         "length": [100, 250, 400, 90, 1000],
-        "text_length": ["100", "250", "400", "90", "1000"],
+        "text_length": ["100", "250", " ", "90", "1000"],
+        "plddt": [90.0, 70.5, 90.0, None, 50.0],
+        "reviewed": [True, False, True, None, False],
     }
 )
 
@@ -33,7 +35,13 @@ PROTEINS = pa.table(
         ({"organism": {"!=": "Homo sapiens"}}, "BDE"),
         ({"organism": {"contains": "COLI"}}, "D"),
         ({"length": {">=": 100, "<": 400}}, "AB"),
-        ({"text_length": {">": "99"}}, "ABCE"),
+        ({"text_length": {">": "99"}}, "ABE"),
+        ({"plddt": 90}, "AC"),
+        ({"plddt": "90.0"}, "AC"),
+        ({"reviewed": True}, "AC"),
+        ({"reviewed": {"!=": True}}, "BDE"),
+        ({"ec": {"!=": "1"}}, "DE"),
+        ({"protein_id": {"A", "E"}}, "AE"),
         ({"length": 250}, "B"),
         ({"ec": "1", "length": {">": 200}}, "BC"),
         ({"organism": "nobody"}, ""),
@@ -66,10 +74,12 @@ def test_words_are_read_as_a_filter(words: list[str], wanted: dict[str, object])
     [
         (
             {"organ": "x"},
-            "column 'organ', which the screening set lacks; it has: protein_id, ec, organism, length, text_length",
+            "column 'organ', which the screening set lacks; it has: protein_id, ec, organism, length",
         ),
         ({"organism": {">": 5}}, "filter organism > 5: not a number"),
         ({"length": {"~~": 5}}, "unknown operator '~~'; known: <, <=, >, >=, !=, contains"),
+        ({"length": "long"}, "filter length = 'long': the column holds int64"),
+        ({"ec": None}, "the filter on column 'ec' has no value"),
         ({"ec": "oxidase"}, "'oxidase' is not an EC number or class"),
     ],
 )
@@ -83,6 +93,8 @@ def test_words_without_an_operator_are_refused() -> None:
         parse_filter(["kinase"])
     with pytest.raises(InvalidInput, match="column 'ec' already has an '=' condition"):
         parse_filter(["ec=1", "ec!=2"])
+    with pytest.raises(InvalidInput, match="column 'ec' already has a condition; list alternatives with commas"):
+        parse_filter(["ec=1", "ec=2"])
 
 
 @pytest.mark.parametrize(

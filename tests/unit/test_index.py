@@ -65,6 +65,8 @@ def adversarial(kind: str, n: int, d: int, seed: int) -> Matrix:
             rows *= np.float32(1e30)
         case "subnormal":
             rows *= np.float32(1e-40)
+        case "tiny near ties":
+            rows = ((rows[:1] + rng.standard_normal((n, d)) * 1e-6) * 1e-25).astype(np.float32)
         case "rising":
             rows = rows[np.argsort(rows[:, 0])]
         case "integers":
@@ -76,14 +78,17 @@ def adversarial(kind: str, n: int, d: int, seed: int) -> Matrix:
 
 KINDS = [
     "random", "duplicates", "near ties", "zero rows", "huge norms",
-    "overflowing", "subnormal", "rising", "integers", "one outlier",
+    "overflowing", "subnormal", "tiny near ties", "rising", "integers", "one outlier",
 ]  # fmt: skip
+
+
+TOO_EXTREME_TO_SCAN = {"overflowing", "subnormal", "tiny near ties"}
 
 
 @pytest.mark.usefixtures("scanning")
 @pytest.mark.parametrize("scan_type", ["bfloat16", "float32"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_search_equals_brute_force(kind: str, scan_type: Any) -> None:
+def test_search_equals_brute_force(kind: str, scan_type: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     @settings(max_examples=25, deadline=None)
     @given(
         n=st.integers(1, 700),
@@ -94,13 +99,19 @@ def test_search_equals_brute_force(kind: str, scan_type: Any) -> None:
     )
     def check(n: int, d: int, q: int, k: int, seed: int) -> None:
         rows, ids = adversarial(kind, n, d, seed), shuffled_ids(n, seed)
-        queries = np.concatenate([adversarial(kind, q, d, seed + 1), rows[:1]])
-        expected_scores, expected_rows = brute_force(rows, ids, queries, k)
-        scores, found = ExactIndex(rows, ids, scan_type=scan_type).search(queries, k)
-        np.testing.assert_array_equal(scores, expected_scores)
-        np.testing.assert_array_equal(found, expected_rows)
+        searched = ExactIndex(rows, ids, scan_type=scan_type)
+        # Ordinary queries, the kind's own, and a row itself: the second group may be too extreme to scan.
+        for queries in (unit_rows(q, d, seed + 2), adversarial(kind, q, d, seed + 1), rows[:1]):
+            expected_scores, expected_rows = brute_force(rows, ids, queries, k)
+            scores, found = searched.search(queries, k)
+            np.testing.assert_array_equal(scores, expected_scores)
+            np.testing.assert_array_equal(found, expected_rows)
 
+    scans: list[int] = []
+    original = ExactIndex._scan_candidates
+    monkeypatch.setattr(ExactIndex, "_scan_candidates", lambda *given: scans.append(1) or original(*given))
     check()
+    assert bool(scans) == (kind not in TOO_EXTREME_TO_SCAN)
 
 
 @pytest.mark.usefixtures("scanning")
@@ -157,6 +168,15 @@ def test_the_answer_does_not_depend_on_how_many_queries_come_together() -> None:
         scores, found = searched.search(query, 30)
         np.testing.assert_array_equal(found[0], together[number])
         np.testing.assert_array_equal(scores[0], together_scores[number])
+
+
+def test_lists_and_masks_are_understood() -> None:
+    rows, ids = unit_rows(50, 8, 1), shuffled_ids(50, 1)
+    searched = ExactIndex(rows.tolist(), ids)
+    mask = np.arange(50) % 2 == 0
+    np.testing.assert_array_equal(
+        searched.search(rows[:2].tolist(), 5, mask)[1], searched.search(rows[:2], 5, np.flatnonzero(mask))[1]
+    )
 
 
 def test_all_scores_are_those_of_brute_force() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
+import pandas
 import polars
 import pyarrow as pa
 import pytest
@@ -38,7 +37,7 @@ def saved(tmp_path: Path) -> Path:
 
 def test_what_was_saved_is_opened(saved: Path) -> None:
     opened = ScreeningSet.open(saved)
-    assert opened.protein_ids.to_pylist() == list("ABCD")
+    assert opened.protein_ids == list("ABCD")
     np.testing.assert_array_equal(opened.embeddings, unit_rows())
     assert opened.metadata.column_names == ["ec", "length"]
     assert (opened.checkpoint, opened.dimension, len(opened), opened.normalised) == (CHECKPOINT, 8, 4, True)
@@ -92,7 +91,6 @@ def test_a_query_of_another_checkpoint_is_refused_with_both_names(saved: Path) -
         (list("ABC"), unit_rows(), {}, "3 protein ids for 4 embeddings"),
         (list("ABCA"), unit_rows(), {}, "protein id 'A' occurs twice"),
         (["A", "", "C", "D"], unit_rows(), {}, "the protein in row 2 has an empty id"),
-        (list("ABCD"), unit_rows() * 2, {}, r"protein 'A' \(row 1\) has length 2 instead of 1"),
         (list("ABCD"), np.where(np.eye(4, 8) > 0, np.nan, unit_rows()), {}, r"protein 'A' \(row 1\) is not finite"),
         (list("ABCD"), unit_rows()[0], {}, r"shape \(rows, dimension\), not \(8,\)"),
         (list("ABCD"), unit_rows(), {"ec": ["1"]}, "metadata column 'ec' has 1 values for 4 proteins"),
@@ -118,20 +116,6 @@ def test_what_is_no_set_is_refused(tmp_path: Path, saved: Path) -> None:
         pass
     with pytest.raises(InvalidInput, match=r"is an Arrow file but no screening set \(columns: x\)"):
         ScreeningSet.open(foreign)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], check=False).returncode
-    ):
-        pytest.skip("cannot mount a small file system (needs root)")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_leaves_the_older_set_and_no_litter(small_disk: Path) -> None:
@@ -179,3 +163,29 @@ class TestLibrary:
     def test_a_name_that_is_no_file_name_is_refused(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(InvalidInput, match="cannot name a screening set"):
             ScreeningSetLibrary(tmp_path).path(name)
+
+
+def test_rows_of_any_length_are_kept_and_the_set_says_so(tmp_path: Path) -> None:
+    opened = ScreeningSet.open(
+        ScreeningSet.from_arrays(list("ABCD"), unit_rows() * 2, None, CHECKPOINT).save(tmp_path / "s.arrow")
+    )
+    assert not opened.normalised
+    np.testing.assert_array_equal(opened.embeddings, unit_rows() * 2)
+
+
+@pytest.mark.parametrize("form", ["mapping", "rows", "table", "frame"])
+def test_metadata_may_come_in_any_usual_form(form: str) -> None:
+    columns = {"protein_id": list("ABCD"), "ec": ["1.1.1.1", None, "2", "3"]}
+    given: Any = {
+        "mapping": columns,
+        "rows": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
+        "table": pa.table(columns),
+        "frame": pandas.DataFrame(columns),
+    }[form]
+    made = ScreeningSet.from_arrays(list("ABCD"), unit_rows(), given, CHECKPOINT)
+    assert made.metadata.to_pydict() == {"ec": ["1.1.1.1", None, "2", "3"]}
+
+
+def test_metadata_of_mixed_kinds_is_refused_by_column() -> None:
+    with pytest.raises(InvalidInput, match="metadata column 'note' holds values of different kinds"):
+        ScreeningSet.from_arrays(list("ABCD"), unit_rows(), {"note": [1, "two", 3, 4]}, CHECKPOINT)

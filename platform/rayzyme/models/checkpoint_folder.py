@@ -100,10 +100,14 @@ class CheckpointFolder:
             self._manifest.unlink(missing_ok=True)
             shutil.rmtree(files, ignore_errors=True)
             incoming.replace(files)
-            return self._record(find_checkpoint(files), url)
-        finally:
-            # A complete download is either in place now or not worth keeping; unfinished ones never come here.
+            placed = self._record(find_checkpoint(files), url)
             shutil.rmtree(self.downloads, ignore_errors=True)
+            return placed
+        except CheckpointError:
+            # It is complete and no checkpoint: fetching it again must not start from it.
+            shutil.rmtree(self.downloads, ignore_errors=True)
+            raise
+        finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
     def _record(self, checkpoint: Path, url: str) -> Path:

@@ -31,7 +31,8 @@ def resolve_device(device: str = "auto") -> str:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     has_mps = torch.backends.mps.is_available()
     if device == "auto":
-        return "cuda" if gpus else "mps" if has_mps else "cpu"
+        # Never mps by itself: the exact search computes in float64, which Metal does not have.
+        return "cuda" if gpus else "cpu"
     missing = (device.startswith("cuda") and int(asked["index"] or 0) >= gpus) or (device == "mps" and not has_mps)
     if missing:
         found = f"{gpus} CUDA device(s){', MPS' if has_mps else ''}"

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired
@@ -23,6 +24,8 @@ from typing_extensions import TypedDict
 from rayzyme.screening.screening_set import ID_COLUMN, disk_full_named
 
 SCHEMA = "rayzyme.screen/1"
+# What a shard adds to its proteins on the wire; no column of a user's is called so.
+QUERY_COLUMN, SCORE_COLUMN = "rayzyme:query", "rayzyme:score"
 
 
 class Hit(TypedDict):
@@ -74,24 +77,30 @@ def merge_hits(parts: Sequence[pa.Table], queries: int, k: int) -> list[list[Hit
     """The k best of several shards' hits.
 
     Args:
-        parts: From each shard a table with columns `query` (0-based), `score`, `protein_id` and metadata.
+        parts: From each shard a table with columns QUERY_COLUMN (0-based), SCORE_COLUMN, `protein_id` and metadata.
         queries: How many queries there were.
         k: Hits to keep per query.
 
     Returns:
         For each query its hits, by falling score, then by protein id.
     """
-    table = pa.concat_tables(parts).sort_by([("query", "ascending"), ("score", "descending"), (ID_COLUMN, "ascending")])
+    table = pa.concat_tables(parts).sort_by(
+        [(QUERY_COLUMN, "ascending"), (SCORE_COLUMN, "descending"), (ID_COLUMN, "ascending")]
+    )
     merged: list[list[Hit]] = [[] for _ in range(queries)]
-    names = [name for name in table.column_names if name not in ("query", "score", ID_COLUMN)]
+    names = [name for name in table.column_names if name not in (QUERY_COLUMN, SCORE_COLUMN, ID_COLUMN)]
     columns = zip(*(table[name].to_pylist() for name in names), strict=True) if names else ((),) * table.num_rows
     rows = zip(
-        table["query"].to_pylist(), table["score"].to_pylist(), table[ID_COLUMN].to_pylist(), columns, strict=True
+        table[QUERY_COLUMN].to_pylist(),
+        table[SCORE_COLUMN].to_pylist(),
+        table[ID_COLUMN].to_pylist(),
+        columns,
+        strict=True,
     )
     for query, score, protein_id, values in rows:
         hits = merged[query]
         if len(hits) < k:
-            metadata = dict(zip(names, values, strict=True))
+            metadata = {name: _plain(value) for name, value in zip(names, values, strict=True)}
             hits.append({"rank": len(hits) + 1, "protein_id": protein_id, "score": score, "metadata": metadata})
     return merged
 
@@ -128,12 +137,32 @@ def write_answer(answer: ScreeningAnswer, directory: Path) -> list[Path]:
             if suffix == "json":
                 draft.write_text(json.dumps(answer, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
             elif suffix == "csv":
-                pyarrow.csv.write_csv(table, draft)
+                pyarrow.csv.write_csv(_flat(table), draft)
             else:
                 pq.write_table(table, draft)
             draft.replace(path)
         written.append(path)
     return written
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """The table with lists as JSON text, since CSV has none."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_nested(field.type):
+            texts = pa.array([None if value is None else json.dumps(value) for value in table[field.name].to_pylist()])
+            table = table.set_column(index, field.name, texts)
+    return table
+
+
+def _plain(value: Any) -> Any:
+    """A metadata value as JSON knows it: dates and the like become text, numbers that are not finite None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def _without_clash(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -88,16 +88,17 @@ def build_screening_set(
         if progress is not None:
             progress(reused, len(kept))
         done, embedded = reused, 0
+        refused_ids: set[str] = set()
         for some in _groups(missing, group):
             good, refused = _encode_group(some, encode)
             embeddings.add([(keys[protein.protein_id], row) for protein, row in good])
             rejected += refused
+            refused_ids |= {item.protein_id for item in refused}
             embedded += len(good)
             done += len(some)
             if progress is not None:
                 progress(done, len(kept))
-        unusable = {item.protein_id for item in rejected}
-        usable = [protein for protein in kept if protein.protein_id not in unusable]
+        usable = [protein for protein in kept if protein.protein_id not in refused_ids]
         if not usable:
             reasons = "; ".join(f"{item.protein_id or f'line {item.line}'}: {item.reason}" for item in rejected[:3])
             raise InvalidInput(

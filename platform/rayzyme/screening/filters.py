@@ -14,7 +14,7 @@ All columns named must hold. `parse_filter` reads the same from `column=value` w
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,10 @@ def parse_filter(words: Sequence[str]) -> dict[str, Any]:
             raise InvalidInput(f"filter {word!r} is not COLUMN=VALUE; operators: = != ~ (contains) < <= > >=")
         column, operator, value = match["column"].strip(), match["operator"], match["value"].strip()
         if operator == "=":
+            if column in parsed:
+                raise InvalidInput(
+                    f"filter {word!r}: column {column!r} already has a condition; list alternatives with commas"
+                )
             alternatives = [part.strip() for part in value.split(",")]
             parsed[column] = alternatives if len(alternatives) > 1 else value
         else:
@@ -94,22 +98,34 @@ def _mask(column: str, values: pa.ChunkedArray, condition: Any) -> Any:
         for mask in masks[1:]:
             result = pc.and_(result, mask)
         return result
-    alternatives = [condition] if isinstance(condition, (str, int, float)) else list(condition)
-    texts = _as_text(values)
+    alternatives = [condition] if isinstance(condition, str) or not isinstance(condition, Iterable) else list(condition)
+    if None in alternatives:
+        raise InvalidInput(
+            f"the filter on column {column!r} has no value (null); leave the column out to admit every protein"
+        )
     if column == EC_COLUMN:
-        return pc.match_substring_regex(texts, _ec_pattern([str(value) for value in alternatives]))
-    return pc.is_in(texts, value_set=pa.array([str(value) for value in alternatives], pa.string()))
+        return pc.match_substring_regex(_as_text(values), _ec_pattern([str(value) for value in alternatives]))
+    try:
+        # In the column's own type, so that 90.0 finds 90 and True finds true.
+        wanted = pa.array([str(value).lower() if isinstance(value, bool) else str(value) for value in alternatives])
+        return pc.is_in(values, value_set=pc.cast(wanted, values.type))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InvalidInput(f"filter {column} = {condition!r}: the column holds {values.type} ({error})") from None
 
 
 def _operator_mask(column: str, values: pa.ChunkedArray, operator: str, operand: Any) -> Any:
     if operator in _COMPARISONS:
         try:
+            if pa.types.is_string(values.type):
+                # A blank cell of a CSV is no number, and no fault either.
+                values = pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), ""), None, values)
             numbers = pc.cast(values, pa.float64())
             return _COMPARISONS[operator](numbers, float(operand))
         except (pa.ArrowInvalid, ValueError) as error:
             raise InvalidInput(f"filter {column} {operator} {operand}: not a number ({error})") from None
     if operator == "!=":
-        return pc.invert(_mask(column, values, operand))
+        # Whatever "=" does not admit, rows without a value included.
+        return pc.invert(pc.fill_null(_mask(column, values, operand), False))
     if operator == "contains":
         return pc.match_substring(_as_text(values), str(operand), ignore_case=True)
     known = ", ".join([*_COMPARISONS, "!=", "contains"])

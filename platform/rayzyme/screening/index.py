@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Generator, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from rayzyme.errors import InvalidInput
 from rayzyme.screening.candidates import CandidatePool
 from rayzyme.screening.scan import NarrowScan
 
+Result = TypeVar("Result")
 ScanType = Literal["auto", "bfloat16", "float32"]
 SearchSteps = Generator[None, None, tuple[NDArray[np.float32], NDArray[np.int64]]]
 
@@ -101,7 +102,7 @@ class ExactIndex:
         Args:
             queries: (q, d), finite; a single (d,) vector counts as (1, d).
             k: How many hits, at least 1; more than there are rows gives all of them.
-            rows: Distinct row numbers to search among; None searches all.
+            rows: Distinct row numbers to search among, or a mask of all rows; None searches all.
 
         Returns:
             Scores float32 (q, min(k, n)), falling, and row numbers int64 of the same shape.
@@ -109,13 +110,7 @@ class ExactIndex:
         Raises:
             InvalidInput: `k` below 1, queries of another dimension or not finite.
         """
-        steps = self.search_in_steps(queries, k, rows)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                found: tuple[NDArray[np.float32], NDArray[np.int64]] = done.value
-                return found
+        return _drained(self.search_in_steps(queries, k, rows))
 
     def search_in_steps(
         self, queries: NDArray[Any] | torch.Tensor, k: int, rows: NDArray[np.int64] | None = None
@@ -127,11 +122,7 @@ class ExactIndex:
         wanted = self._check_queries(queries)
         if k < 1:
             raise InvalidInput(f"top k must be at least 1, not {k}")
-        allowed = (
-            None
-            if rows is None
-            else torch.as_tensor(np.ascontiguousarray(rows, dtype=np.int64), device=self._rows.device)
-        )
+        allowed = None if rows is None else self._row_numbers(rows)
         available = len(self) if allowed is None else len(allowed)
         k = min(k, available)
         scores, found = np.empty((len(wanted), k), np.float32), np.empty((len(wanted), k), np.int64)
@@ -146,14 +137,26 @@ class ExactIndex:
 
     def scores(self, queries: NDArray[Any] | torch.Tensor) -> NDArray[np.float32]:
         """The score of every row, float32 (q, n): what a full ranking (evaluation) needs."""
+        return _drained(self.scores_in_steps(queries))
+
+    def scores_in_steps(self, queries: NDArray[Any] | torch.Tensor) -> Generator[None, None, NDArray[np.float32]]:
+        """`scores` in short steps: it yields after each block of rows."""
         wanted = self._check_queries(queries).double()
         result = torch.empty((len(wanted), len(self)), dtype=torch.float32, device=wanted.device)
         for start in range(0, len(self), _EXACT_BLOCK_ROWS):
             block = self._rows[start : start + _EXACT_BLOCK_ROWS].double()
             result[:, start : start + len(block)] = wanted @ block.T
+            yield
         return result.cpu().numpy()
 
+    def _row_numbers(self, rows: NDArray[Any]) -> torch.Tensor:
+        """Row numbers from numbers or from a mask of all rows."""
+        given = np.asarray(rows)
+        numbers = np.flatnonzero(given) if given.dtype == bool and len(given) == len(self) else given
+        return torch.as_tensor(np.ascontiguousarray(numbers, dtype=np.int64), device=self._rows.device)
+
     def _check_queries(self, queries: NDArray[Any] | torch.Tensor) -> torch.Tensor:
+        queries = queries if isinstance(queries, torch.Tensor) else np.asarray(queries)
         tensor = as_rows(queries[None, :] if queries.ndim == 1 else queries).to(self._rows.device, torch.float32)
         if tensor.shape[1] != self.dimension:
             raise InvalidInput(f"queries have dimension {tensor.shape[1]}, the index has {self.dimension}")
@@ -167,8 +170,9 @@ class ExactIndex:
         if available * self.dimension < _SMALL // max(1, len(queries)) or 4 * k > available:
             return False
         lengths = queries.norm(dim=1)
+        smallest = min(self._scan.shortest, float(lengths.min()))
         largest = max(self._scan.longest, float(lengths.max()))
-        return bool(float(lengths.min()) > _SMALLEST_NORM and largest < _LARGEST_NORM)
+        return smallest > _SMALLEST_NORM and largest < _LARGEST_NORM
 
     def _scan_candidates(
         self, queries: torch.Tensor, k: int, allowed: torch.Tensor | None
@@ -246,6 +250,16 @@ class ExactIndex:
         by_id = torch.argsort(self._order[rows])
         ranked = by_id[torch.sort(scores[by_id], descending=True, stable=True).indices[:k]]
         return scores[ranked], rows[ranked]
+
+
+def _drained(steps: Generator[None, None, Result]) -> Result:
+    """The result of work that is done in steps, all steps taken."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: Result = done.value
+            return result
 
 
 def as_rows(embeddings: NDArray[Any] | torch.Tensor) -> torch.Tensor:

@@ -158,6 +158,8 @@ def checked_ranks(ranks: ArrayLike, total: int) -> Ranks:
     given = np.asarray(ranks)
     if given.size == 0:
         raise InvalidInput("there are no actives: give at least one rank")
+    if given.dtype.kind == "f" and bool((given == np.floor(given)).all()):
+        given = given.astype(np.int64)
     if given.ndim != 1 or given.dtype.kind not in "iu":
         raise InvalidInput("ranks must be a list of whole numbers, 1 for the best protein")
     ordered = np.sort(given.astype(np.int64))

@@ -26,6 +26,7 @@ class NarrowScan:
         tile_rows: Rows of a tile.
         roundoff: Relative size of the rounding of a score itself, on top of what `prepare`'s error covers.
         longest: Length of the longest row.
+        shortest: Length of the shortest row that is not zero.
         nbytes: Bytes of the copy and the bounds.
     """
 
@@ -43,6 +44,9 @@ class NarrowScan:
         self.tile_rows = TILE_ROWS
         self.roundoff = _UNIT_ROUNDOFF[dtype]
         self._dtype = dtype
+        if rows.is_cuda:
+            # Otherwise partial sums may be rounded to bfloat16, which no bound here covers.
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self._dimension = rows.shape[1]
         self._residuals = torch.zeros(len(rows), device=rows.device)
         self._lengths = torch.zeros(len(rows), device=rows.device)
@@ -60,6 +64,8 @@ class NarrowScan:
             self._tiles.append(PackedLinear(narrow, None, rows.device, _TYPICAL_QUERIES))
             copied += narrow.nbytes
         self.longest = float(self._lengths.max()) if len(rows) else 0.0
+        rising = self._lengths[self._lengths > 0]
+        self.shortest = float(rising.min()) if len(rising) else 0.0
         self.nbytes = copied + self._residuals.nbytes + self._lengths.nbytes
 
     @property
@@ -97,10 +103,10 @@ class NarrowScan:
         for first in range(0, len(exact), _BLOCK_ROWS):
             some = slice(first, first + _BLOCK_ROWS)
             target = slice(start + first, start + min(first + _BLOCK_ROWS, len(exact)))
-            widened = narrow[some].float()
+            widened = narrow[some].double()
             self._lengths[target] = widened.norm(dim=1)
             if narrow is not exact:
-                self._residuals[target] = (exact[some].float() - widened).norm(dim=1)
+                self._residuals[target] = (exact[some].double() - widened).norm(dim=1)
 
 
 def _require_finite(tile: torch.Tensor, start: int, identifiers: pa.Array) -> None:

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -126,31 +127,24 @@ class ScreeningSet:
 
         Args:
             protein_ids: n distinct, non-empty ids.
-            embeddings: (n, dimension), float32, float16 or bfloat16 (a tensor), finite, of unit length.
-            metadata: Columns of n values each.
+            embeddings: (n, dimension), float32, float16 or bfloat16 (a tensor), finite. Rows of unit length make scores
+                cosines; `normalised` says whether all are.
+            metadata: Columns of n values each: a mapping, a list of n mappings, an Arrow table or a pandas data frame.
             checkpoint: What made the embeddings; a plain string names a checkpoint whose digest is not known, and such a
                 set is compared by name alone.
             embedding_type: How to store the embeddings; None keeps their type (float64 becomes float32).
 
         Raises:
-            InvalidInput: Lengths differ, an id is empty or occurs twice, a value is not finite, a row is not of unit
-                length; the message names the first one at fault.
+            InvalidInput: Lengths differ, an id is empty or occurs twice, a value is not finite; the message names the
+                first one at fault.
         """
         ids = [str(identifier) for identifier in protein_ids]
         stored = _as_tensor(embeddings, embedding_type)
         _check_ids(ids, stored.shape[0])
         type_name = next(name for name, dtype in _TORCH_TYPES.items() if dtype == stored.dtype)
-        _check_rows(stored, ids, _UNIT_TOLERANCE[type_name])
+        normalised = _check_rows(stored, ids, _UNIT_TOLERANCE[type_name])
         columns: dict[str, Any] = {ID_COLUMN: pa.array(ids, pa.string())}
-        given = metadata if metadata is not None else {}
-        names = given.column_names if isinstance(given, pa.Table) else list(given)
-        for name in names:
-            values = given[name]
-            if name in (ID_COLUMN, EMBEDDING_COLUMN):
-                raise InvalidInput(f"metadata column {name!r} clashes with the set's own column; rename it")
-            if len(values) != len(ids):
-                raise InvalidInput(f"metadata column {name!r} has {len(values)} values for {len(ids)} proteins")
-            columns[name] = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(list(values))
+        columns |= _metadata_columns(metadata, ids)
         columns[EMBEDDING_COLUMN] = _embedding_array(stored, type_name)
         reference = CheckpointRef(checkpoint, "") if isinstance(checkpoint, str) else checkpoint
         header = {
@@ -159,7 +153,7 @@ class ScreeningSet:
             "checkpoint_digest": reference.digest,
             "dimension": int(stored.shape[1]),
             "embedding_type": type_name,
-            "normalised": True,
+            "normalised": normalised,
             "digest": _content_digest(columns),
             "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
@@ -193,10 +187,11 @@ class ScreeningSet:
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
-    @property
-    def protein_ids(self) -> pa.Array:
-        """The ids, an Arrow string array of length n."""
-        return _single_chunk(self._table[ID_COLUMN])
+    @cached_property
+    def protein_ids(self) -> list[str]:
+        """The n ids."""
+        ids: list[str] = self._table[ID_COLUMN].to_pylist()
+        return ids
 
     @property
     def metadata(self) -> pa.Table:
@@ -285,7 +280,16 @@ def _read_header(schema: pa.Schema, path: Path | None) -> dict[str, Any]:
             f"{path or 'the table'} is an Arrow file but no screening set (columns: {', '.join(schema.names)}); "
             f"`rayzyme sets import` makes one from embeddings"
         )
-    header: dict[str, Any] = json.loads(raw)
+    try:
+        header: dict[str, Any] = json.loads(raw)
+        missing = {"format_version", "checkpoint", "checkpoint_digest", "dimension", "embedding_type", "normalised", "created",
+                   "digest"} - set(header)  # fmt: skip
+    except (ValueError, TypeError):
+        missing = {"everything"}
+    if missing:
+        raise InvalidInput(
+            f"{path or 'the table'} has a damaged header (missing: {', '.join(sorted(missing))}): build it again"
+        )
     if header["format_version"] > FORMAT_VERSION:
         raise InvalidInput(
             f"{path or 'the table'} has format version {header['format_version']}; this Rayzyme reads up to "
@@ -310,18 +314,51 @@ def _check_ids(ids: Sequence[str], rows: int) -> None:
         raise InvalidInput(f"the protein in row {ids.index('') + 1} has an empty id")
 
 
-def _check_rows(stored: torch.Tensor, ids: Sequence[str], tolerance: float) -> None:
+def _check_rows(stored: torch.Tensor, ids: Sequence[str], tolerance: float) -> bool:
+    """Refuse rows that are not finite; tell whether all are of unit length."""
+    unit = True
     for start in range(0, stored.shape[0], _BLOCK_ROWS):
         norms = stored[start : start + _BLOCK_ROWS].float().norm(dim=1)
-        wrong = torch.nonzero(~((norms - 1).abs() <= tolerance)).flatten()
-        if len(wrong):
-            first = int(wrong[0])
-            fault = (
-                f"has length {norms[first]:.6g} instead of 1"
-                if torch.isfinite(norms[first])
-                else "is not finite (NaN or infinity)"
+        broken = torch.nonzero(~torch.isfinite(norms)).flatten()
+        if len(broken):
+            first = start + int(broken[0])
+            raise InvalidInput(
+                f"the embedding of protein {ids[first]!r} (row {first + 1}) is not finite (NaN or infinity)"
             )
-            raise InvalidInput(f"the embedding of protein {ids[start + first]!r} (row {start + first + 1}) {fault}")
+        unit = unit and bool(((norms - 1).abs() <= tolerance).all())
+    return unit
+
+
+def _metadata_columns(metadata: Any, ids: Sequence[str]) -> dict[str, Any]:
+    if metadata is None:
+        return {}
+    if isinstance(metadata, (list, tuple)):
+        table = pa.Table.from_pylist([dict(row) for row in metadata])
+    elif isinstance(metadata, Mapping):
+        table = metadata
+    elif isinstance(metadata, (pa.Table, pa.RecordBatch)):
+        table = metadata if isinstance(metadata, pa.Table) else pa.Table.from_batches([metadata])
+    else:
+        table = pa.Table.from_pandas(metadata, preserve_index=False)
+    columns: dict[str, Any] = {}
+    for name in table.column_names if isinstance(table, pa.Table) else table:
+        values = table[name]
+        if len(values) != len(ids):
+            raise InvalidInput(f"metadata column {name!r} has {len(values)} values for {len(ids)} proteins")
+        column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else _column(name, list(values))
+        if name == ID_COLUMN and column.to_pylist() == list(ids):
+            continue
+        if name in (ID_COLUMN, EMBEDDING_COLUMN):
+            raise InvalidInput(f"metadata column {name!r} clashes with the set's own column; rename it")
+        columns[name] = column
+    return columns
+
+
+def _column(name: str, values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InvalidInput(f"metadata column {name!r} holds values of different kinds: {error}") from None
 
 
 def _embedding_array(stored: torch.Tensor, type_name: str) -> pa.FixedSizeListArray:

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from rayzyme.chemistry import ReactionRecord, read_reactions
+from rayzyme.chemistry import ReactionRecord, parse_reaction, read_reactions
 from rayzyme.errors import InvalidInput
-from rayzyme.screening.answer import ReactionResult, ScreeningAnswer, write_answer
+from rayzyme.screening.answer import ReactionResult, Rejection, ScreeningAnswer, write_answer
 from rayzyme.screening.filters import parse_filter, shared_levels
 from rayzyme.screening.library import REFERENCE
 from rayzyme.screening.report import write_screening_report
@@ -70,9 +70,10 @@ def screen_command(
     """
     own: Context = context.obj
     printer = own.output(output)
-    records, rejected_lines = _read(reactions_file, reaction or [], strict)
-    for reason in rejected_lines:
-        printer.warning(reason)
+    records, rejected = _read(reactions_file, reaction or [], strict)
+    filters = parse_filter(filter_ or [])
+    if top_k is not None and top_k < 1:
+        raise InvalidInput(f"top_k must be at least 1, not {top_k}")
     chosen = _chosen_set(own, printer, checkpoint, proteins_csv, screening_set, output_dir, device)
     # Ray takes its time to load; mistakes in the input are told before.
     from rayzyme_actors.screening import screen
@@ -83,13 +84,15 @@ def screen_command(
             top_k,
             chosen,
             checkpoint,
-            parse_filter(filter_ or []) or None,
+            filters or None,
             mode=None if mode is None else mode.value,
             device=device,
             strict=strict,
             progress=tick,
             settings=own.settings,
+            release=proteins_csv is not None,
         )
+    answer["rejected"] = [*rejected, *answer["rejected"]]
     _print(printer, answer, show)
     written = [*write_answer(answer, output_dir), write_screening_report(answer, output_dir / "report.html")]
     printer.note(
@@ -100,17 +103,23 @@ def screen_command(
         raise typer.Exit(2)
 
 
-def _read(reactions_file: Path | None, reactions: list[str], strict: bool) -> tuple[list[ReactionRecord], list[str]]:
-    """The reactions asked for, those of the file first, and the reasons of rows that cannot be read."""
+def _read(
+    reactions_file: Path | None, reactions: list[str], strict: bool
+) -> tuple[list[ReactionRecord], list[Rejection]]:
+    """The reactions asked for, those of the file first, and the rows of the file that cannot be read."""
     records: list[ReactionRecord] = []
-    reasons: list[str] = []
+    rejected: list[Rejection] = []
     if reactions_file is not None:
         file = read_reactions(reactions_file)
         records += file.records
-        reasons = [f"{reactions_file}: {row.reason}" for row in file.rejected]
-        if reasons and (strict or not records):
-            raise InvalidInput("\n".join(reasons[:20]))
+        rejected = [
+            {"reaction_id": "", "reaction": row.text, "line": row.line, "reason": f"{reactions_file}: {row.reason}"}
+            for row in file.rejected
+        ]
+        if rejected and (strict or not records):
+            raise InvalidInput("\n".join(row["reason"] for row in rejected[:20]))
     for number, text in enumerate(reactions, start=1):
+        parse_reaction(text, called=f"reaction {number}")
         records.append(
             ReactionRecord(f"reaction {number}" if records or len(reactions) > 1 else "reaction", text, (), number)
         )
@@ -118,7 +127,7 @@ def _read(reactions_file: Path | None, reactions: list[str], strict: bool) -> tu
         raise InvalidInput(
             "no reaction given: name a REACTIONS_FILE, or give one with --reaction 'reactants>>products'"
         )
-    return records, reasons
+    return records, rejected
 
 
 def _chosen_set(

@@ -83,7 +83,12 @@ def list_command(context: typer.Context, output: OutputOption = None) -> None:
     own: Context = context.obj
     printer = own.output(output)
     library = ScreeningSetLibrary(own.settings.screening_sets)
-    infos = [{"name": name, **library.open(name).info()} for name in library.names()]
+    infos: list[dict[str, Any]] = []
+    for name in library.names():
+        try:
+            infos.append({"name": name, **library.open(name).info()})
+        except InvalidInput as error:
+            printer.warning(str(error))
     printer.document({"schema": "rayzyme.sets.list/1", "sets": infos})
     columns = ["name", "proteins", "dimension", "checkpoint", "embedding_type", "created"]
     printer.rows("Screening sets", columns, [[info[column] for column in columns] for info in infos])

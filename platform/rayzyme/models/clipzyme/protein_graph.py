@@ -105,7 +105,8 @@ def join_graphs(graphs: Sequence[ProteinGraph], device: torch.device) -> JoinedG
 
 def _floats(name: str, values: Any) -> NDArray[np.float32]:
     try:
-        return np.ascontiguousarray(values, dtype=np.float32)
+        plain = values.detach().cpu() if isinstance(values, torch.Tensor) else values
+        return np.ascontiguousarray(plain, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InvalidProtein(f"{name} are not an array of numbers: {error}") from error
 

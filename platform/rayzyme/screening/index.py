@@ -32,7 +32,7 @@ ScanType = Literal["auto", "bfloat16", "float32"]
 SearchSteps = Generator[None, None, tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 _EXACT_BLOCK_ROWS = 4_096
-_GROUP = 128
+_GROUP = 64
 _SMALL = 1 << 22
 _SCORES_AT_A_TIME = 1 << 20
 # Collecting single rows costs about this many times as much as scanning them in place.

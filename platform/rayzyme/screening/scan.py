@@ -10,8 +10,8 @@ import torch
 from rayzyme.errors import InvalidInput
 from rayzyme.packed_linear import PackedLinear
 
-# Few enough that a tile's product with 128 queries takes some tens of milliseconds, the longest an online request waits.
-TILE_ROWS = 32_768
+# Few enough that a tile's product with 64 queries takes some tens of milliseconds, the longest an online request waits.
+TILE_ROWS = 65_536
 _BLOCK_ROWS = 4_096
 _TYPICAL_QUERIES = 64
 _UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}

@@ -40,6 +40,7 @@ class ProteinEncoder:
         self._host = start_host(checkpoint, name, wanted_device, settings)
         described = self._host.wait_until_ready()
         self.checkpoint = CheckpointRef(described["checkpoint"], described["checkpoint_digest"])
+        self.dimension = int(described["dimension"])
 
     def __call__(self, proteins: Sequence[Protein]) -> Embeddings:
         """Embed proteins: float32 (n, d), unit rows."""

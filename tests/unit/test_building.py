@@ -154,7 +154,7 @@ def test_a_full_disk_stops_the_build_and_the_next_run_goes_on(small_disk: Path, 
         return rows
 
     with pytest.raises(
-        InsufficientSpace, match=r"the disk is full: writing .*s\.arrow needs about .* MB and .* MB are free"
+        InsufficientSpace, match=r"the disk is full: building s\.arrow needs [\d,]+ bytes in .*, where [\d,]+ are free"
     ):
         build_screening_set(proteins(400), small_disk / "s.arrow", wide, CHECKPOINT, group=8)
     assert not (small_disk / "s.arrow").exists()

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, NoReturn
 
 from rayzyme.errors import CheckpointError
-from rayzyme.models.disk import flush_to_disk, require_space, sole_owner, writing
+from rayzyme.storage.disk import flush_to_disk, require_space, sole_owner, writing
 
 _MOST_ENTRIES: Final = 10_000
 _LARGEST_RATIO: Final = 100  # weights hardly shrink; a thousandfold is a bomb

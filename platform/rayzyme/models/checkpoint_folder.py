@@ -17,7 +17,7 @@ from pathlib import Path
 from rayzyme.errors import CheckpointError
 from rayzyme.models.archives import extract_zip
 from rayzyme.models.checkpoint_files import checkpoint_format, find_checkpoint, is_archive, sha256_of
-from rayzyme.models.disk import sole_owner
+from rayzyme.storage.disk import sole_owner
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ import httpx
 
 from rayzyme import __version__
 from rayzyme.errors import DownloadFailed, InvalidInput
-from rayzyme.models.disk import flush_to_disk, require_space, sole_owner, writing
 from rayzyme.models.http_answers import Answer, ConnectionBroke, Refused, WrongBytes, read_answer
+from rayzyme.storage.disk import flush_to_disk, require_space, sole_owner, writing
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 # pydantic, which describes HTTP answers by these types, asks for this TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
-from rayzyme.screening.screening_set import ID_COLUMN, disk_full_named
+from rayzyme.screening.screening_set import ID_COLUMN
+from rayzyme.storage.disk import writing
 
 SCHEMA = "rayzyme.screen/1"
 # What a shard adds to its proteins on the wire; no column of a user's is called so.
@@ -133,7 +134,7 @@ def write_answer(answer: ScreeningAnswer, directory: Path) -> list[Path]:
     for suffix in ("json", "csv", "parquet"):
         path = directory / f"screening_results.{suffix}"
         draft = path.with_suffix(f".{suffix}.partial")
-        with disk_full_named(path, table.nbytes):
+        with writing(f"writing {path.name}", directory, table.nbytes):
             if suffix == "json":
                 draft.write_text(json.dumps(answer, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
             elif suffix == "csv":

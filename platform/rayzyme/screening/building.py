@@ -21,7 +21,8 @@ import numpy as np
 from rayzyme.errors import InvalidInput, InvalidProtein
 from rayzyme.models.encoder import Embeddings
 from rayzyme.proteins import Protein, RejectedProtein
-from rayzyme.screening.screening_set import EmbeddingType, NamedCheckpoint, ScreeningSet, disk_full_named
+from rayzyme.screening.screening_set import EmbeddingType, NamedCheckpoint, ScreeningSet
+from rayzyme.storage.disk import writing
 
 Encode = Callable[[Sequence[Protein]], Embeddings]
 Progress = Callable[[int, int], None]
@@ -55,6 +56,7 @@ def build_screening_set(
     encode: Encode,
     checkpoint: NamedCheckpoint,
     *,
+    dimension: int = 1280,
     embedding_type: EmbeddingType = "float32",
     progress: Progress | None = None,
     group: int = GROUP,
@@ -67,6 +69,7 @@ def build_screening_set(
         encode: Gives unit embeddings, float32 (n, d), of some proteins, in order. Proteins that it refuses
             (InvalidProtein) are tried one by one, so that the good ones of a group go on.
         checkpoint: What `encode` embeds with; part of every draft key.
+        dimension: Length of an embedding, for the space that a full disk is said to lack.
         embedding_type: How the set stores embeddings.
         progress: Called with (proteins done, proteins in all) after each group.
         group: Proteins per call of `encode` and per transaction: what a kill can cost at most.
@@ -81,7 +84,9 @@ def build_screening_set(
         (kept if isinstance(item, Protein) else rejected).append(item)  # type: ignore[arg-type]
     destination.parent.mkdir(parents=True, exist_ok=True)
     draft = destination.with_name(f"{destination.name}.building")
-    with disk_full_named(destination, len(kept) * 8192), closing(_Draft(draft)) as embeddings:
+    # Twice what the embeddings take: the draft, and the set made from it.
+    needed = 2 * len(kept) * 4 * dimension
+    with writing(f"building {destination.name}", destination.parent, needed), closing(_Draft(draft)) as embeddings:
         keys = {protein.protein_id: _content_key(protein, checkpoint) for protein in kept}
         missing = [protein for protein in kept if not embeddings.holds(keys[protein.protein_id])]
         reused = len(kept) - len(missing)

@@ -7,15 +7,12 @@ fixed-size list of float32, float16 or (bfloat16, which Arrow has no type for) u
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -27,8 +24,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rayzyme.errors import CheckpointMismatch, InsufficientSpace, InvalidInput, NotFound
+from rayzyme.errors import CheckpointMismatch, InvalidInput, NotFound
 from rayzyme.screening.index import as_rows
+from rayzyme.storage.disk import writing
 
 FORMAT_VERSION = 1
 ID_COLUMN = "protein_id"
@@ -168,7 +166,7 @@ class ScreeningSet:
         destination = Path(path)
         destination.parent.mkdir(parents=True, exist_ok=True)
         needed = self._table.nbytes
-        with disk_full_named(destination, needed):
+        with writing(f"writing {destination.name}", destination.parent, needed):
             descriptor, temporary = tempfile.mkstemp(prefix=f".{destination.name}.", dir=destination.parent)
             try:
                 with os.fdopen(descriptor, "wb") as sink:
@@ -256,21 +254,6 @@ class ScreeningSet:
         column = _single_chunk(self._table[EMBEDDING_COLUMN])
         flat = column.flatten().to_numpy(zero_copy_only=True)
         return np.asarray(flat).reshape(len(self), self.dimension)
-
-
-@contextlib.contextmanager
-def disk_full_named(destination: Path, needed_bytes: int) -> Iterator[None]:
-    """Turn "no space left on device" into an error that gives the need and what is free, in MB."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(destination.parent).free
-        raise InsufficientSpace(
-            f"the disk is full: writing {destination} needs about {needed_bytes / 1e6:.1f} MB and {free / 1e6:.1f} MB are "
-            f"free; free some space or name another folder, then run the same command again"
-        ) from None
 
 
 def _read_header(schema: pa.Schema, path: Path | None) -> dict[str, Any]:

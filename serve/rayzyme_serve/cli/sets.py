@@ -139,7 +139,13 @@ def build(
     encoder = ProteinEncoder(checkpoint, device=device, settings=own.settings)
     with printer.progress("embedding proteins") as tick:
         report = build_screening_set(
-            rows, destination, encoder, encoder.checkpoint, embedding_type=stored, progress=tick
+            rows,
+            destination,
+            encoder,
+            encoder.checkpoint,
+            dimension=encoder.dimension,
+            embedding_type=stored,
+            progress=tick,
         )
     if report.rejected:
         printer.warning(f"{len(report.rejected)} protein(s) left out; the reasons are in {report.rejected_path}")

@@ -1,4 +1,4 @@
-"""What fetching and unpacking ask of the disk: one owner of a file at a time, bytes that outlive a power cut, and a lack
+"""What writing asks of the disk: one owner of a file at a time, bytes that outlive a power cut, and a lack
 of space that is said in figures.
 """
 
@@ -68,7 +68,7 @@ def writing(what: str, folder: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise _out_of_space(what, folder, needed) from error
+        raise _out_of_space(f"the disk is full: {what}", folder, needed) from error
 
 
 def _out_of_space(what: str, folder: Path, needed: int) -> InsufficientSpace:

@@ -1,0 +1,1 @@
+"""Keeping files: what every room that writes to disk asks of it."""

@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.measuring import save
 
-SUITES = ("search", "encoders", "start")
+SUITES = ("search", "lanes", "encoders", "start")
 
 
 def main() -> None:

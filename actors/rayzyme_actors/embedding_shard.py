@@ -119,7 +119,8 @@ class EmbeddingShard:
         return {
             "pid": os.getpid(), "path": self._path,
             "start": self._start, "stop": self._stop, "device": self._device, "threads": self._threads,
-            "scan_type": self._index.scan_type, "bytes": self._index.nbytes, "longest_step": self._executor.longest_step,
+            "scan_type": self._index.scan_type, "bytes": self._index.nbytes,
+            "longest_batch_step": self._executor.longest_batch_step,
             "waiting": self._executor.waiting(),
         }  # fmt: skip
 

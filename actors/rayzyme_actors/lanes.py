@@ -30,14 +30,14 @@ class LaneExecutor:
     """The thread and its two lanes.
 
     Attributes:
-        longest_step: Seconds of the longest single step so far: how long an online request may have had to wait.
+        longest_batch_step: Seconds of the longest step of batch work so far: how long an online request may have waited.
     """
 
     def __init__(self, name: str, prepare: Callable[[], None] | None = None) -> None:
         """Start the thread; `prepare` runs in it first (thread-bound library settings)."""
         self._lanes: dict[Lane, deque[_Work]] = {"online": deque(), "batch": deque()}
         self._wakened = threading.Condition()
-        self.longest_step = 0.0
+        self.longest_batch_step = 0.0
         threading.Thread(target=self._run, args=(prepare,), name=name, daemon=True).start()
 
     def submit(self, start: Callable[[], Steps], lane: Lane) -> Future[Any]:
@@ -61,15 +61,21 @@ class LaneExecutor:
                 lane: Lane = "online" if self._lanes["online"] else "batch"
                 work = self._lanes[lane][0]
             # Only this thread takes works out, so the first one stays first while it is stepped.
+            begin = time.perf_counter()
             while not self._step(work):
-                if lane == "batch" and self._lanes["online"]:
-                    break
+                if lane == "batch":
+                    self._note_batch_step(time.perf_counter() - begin)
+                    begin = time.perf_counter()
+                    if self._lanes["online"]:
+                        break
             else:
                 self._lanes[lane].popleft()
 
+    def _note_batch_step(self, seconds: float) -> None:
+        self.longest_batch_step = max(self.longest_batch_step, seconds)
+
     def _step(self, work: _Work) -> bool:
         """Do one step; True when the work has ended."""
-        begin = time.perf_counter()
         try:
             if work.result.cancelled():
                 if work.steps is not None:
@@ -87,6 +93,4 @@ class LaneExecutor:
             with suppress(InvalidStateError):
                 work.result.set_exception(error)
             return True
-        finally:
-            self.longest_step = max(self.longest_step, time.perf_counter() - begin)
         return False

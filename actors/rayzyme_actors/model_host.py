@@ -71,7 +71,8 @@ class ModelHost:
         return {
             "pid": os.getpid(), "checkpoint": self._encoder.name, "checkpoint_digest": self._encoder.digest,
             "dimension": self._encoder.dimension, "needs_atom_mapping": self._encoder.needs_atom_mapping,
-            "threads": self._threads, "longest_step": self._executor.longest_step, "waiting": self._executor.waiting(),
+            "threads": self._threads,
+            "longest_batch_step": self._executor.longest_batch_step, "waiting": self._executor.waiting(),
         }  # fmt: skip
 
     async def _ready(self) -> None:

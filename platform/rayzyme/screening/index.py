@@ -197,6 +197,7 @@ class ExactIndex:
         start = 0
         for number in range(self._scan.tile_count):
             tiles.append(self._scan.tile_scores(narrow, number))
+            yield
             if len(tiles) == together or number == self._scan.tile_count - 1:
                 approximate = tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=1)
                 rows = slice(start, start + approximate.shape[1])

@@ -12,8 +12,10 @@ os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_raylet_start_wait_time_s="120
 
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from tests.support.postgresql import ABSENT, postgresql_server, server_binaries
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,3 +46,32 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     use_settings(None)
     yield folder
     use_settings(None)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """URL of a PostgreSQL server of our own."""
+    binaries = server_binaries()
+    if binaries is None:
+        pytest.skip(ABSENT)
+    with postgresql_server(binaries) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of an empty database, once on each engine; other processes may open it too."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'rayzyme.db'}"
+        return
+    from sqlalchemy import create_engine, text
+
+    server: str = request.getfixturevalue("postgresql")
+    name = f"test_{uuid4().hex[:12]}"
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield f"{server.rpartition('/')[0]}/{name}"
+    with engine.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()

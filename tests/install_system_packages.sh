@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Debian packages that the service tests want. As root on Debian they are installed; elsewhere those tests skip and say so.
 set -euo pipefail
-wanted=(chromium)
+wanted=(chromium gromacs postgresql)
 missing=()
 for package in "${wanted[@]}"; do
   dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")

@@ -32,7 +32,7 @@ class NotFound(RayzymeError, LookupError):
 
 
 class CheckpointError(RayzymeError):
-    """A checkpoint (or a pickled file) that is truncated, corrupt, unsafe to read or of an unsupported variant."""
+    """A checkpoint, of a model or of saved states, that is truncated, altered, unsafe to read or of an unsupported variant."""
 
 
 class CheckpointMismatch(RayzymeError):
@@ -49,6 +49,29 @@ class DeviceUnavailable(RayzymeError):
 
 class InsufficientSpace(RayzymeError):
     """Memory or disk does not suffice; the message gives both figures."""
+
+
+class ResourceError(RayzymeError):
+    """More of something shared was asked for than can be given; the message gives both figures."""
+
+
+class DamagedFile(RayzymeError):
+    """A stored file that is torn or was altered; the message names it."""
+
+
+class CacheTooSmall(RayzymeError):
+    """An entry is larger than the whole store that it was meant for."""
+
+
+class CacheEntryLost(RayzymeError, KeyError):
+    """An entry that was stored is gone or damaged; it can only be made again."""
+
+    # KeyError shows its message as a key, in quotes.
+    __str__ = Exception.__str__
+
+
+class DatabaseError(RayzymeError):
+    """The database cannot be reached, is locked, or is of another version."""
 
 
 class MissingExtra(RayzymeError, ImportError):

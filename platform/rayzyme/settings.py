@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -96,6 +96,73 @@ class TaskSettings(_Section):
     screening: ScreeningSettings = ScreeningSettings()
 
 
+class SchedulerSettings(_Section):
+    """Attributes:
+    max_concurrent_jobs: Jobs that run at once.
+    max_workers_per_job: Tasks of one job that run at once.
+    """
+
+    max_concurrent_jobs: PositiveInt = 2
+    max_workers_per_job: PositiveInt = 4
+
+
+class DatabaseSettings(_Section):
+    """Where leases, progress and the audit log are kept: a URL, or the parts of a PostgreSQL one. Neither: an SQLite file.
+
+    Attributes:
+        url: SQLAlchemy URL, `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+        host: PostgreSQL server; with it `port`, `database`, `user` and `password` count, and `url` must be absent.
+        schema_: PostgreSQL schema, written `schema`; made where it is absent.
+    """
+
+    # Defaults are merged with what is given under the names that are written.
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    url: SecretStr | None = None
+    host: str | None = None
+    port: PositiveInt = 5432
+    database: str = "rayzyme"
+    user: str | None = None
+    password: SecretStr | None = None
+    schema_: str = Field(default="rayzyme", alias="schema", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DatabaseSettings:
+        if self.url is not None and self.host is not None:
+            raise ValueError("give url, or host and its parts, not both")
+        return self
+
+
+class LeaseSettings(_Section):
+    """Attributes:
+    ttl: Seconds after which a lease lapses whose holder was not heard of.
+    renew: Seconds between renewals; well below `ttl`.
+    """
+
+    ttl: Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0)] = 30.0
+    renew: Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0)] = 10.0
+
+
+class GpuSettings(_Section):
+    """Attributes:
+    auto_allocate: Take GPUs where there are any.
+    min_free_memory_mb: MB (2^20 bytes) left free on every GPU when memory is given out.
+    """
+
+    auto_allocate: bool = True
+    min_free_memory_mb: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)] = 1000
+
+
+class CacheSettings(_Section):
+    """Attributes:
+    l1_size_mb: Memory that a cache may take, in MB (2^20 bytes).
+    l2_size_mb: Disk that it may take, in MB.
+    """
+
+    l1_size_mb: PositiveInt = 512
+    l2_size_mb: PositiveInt = 10240
+
+
 class MemorySettings(_Section):
     """Attributes:
     reserve_ratio: Share of the available memory (0 to 1) that is left alone when a shard is placed.
@@ -107,7 +174,9 @@ class MemorySettings(_Section):
 class ResourceSettings(_Section):
     """What the machine may be used for."""
 
+    gpu: GpuSettings = GpuSettings()
     memory: MemorySettings = MemorySettings()
+    cache: CacheSettings = CacheSettings()
 
 
 class LoggingSettings(_Section):
@@ -146,7 +215,10 @@ class Settings(BaseSettings):
     checkpoints: CheckpointSettings = CheckpointSettings()
     esm: EsmSettings = EsmSettings()
     tasks: TaskSettings = TaskSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
     resources: ResourceSettings = ResourceSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    leases: LeaseSettings = LeaseSettings()
     logging: LoggingSettings = LoggingSettings()
 
     def model_post_init(self, _context: Any, /) -> None:
@@ -262,4 +334,4 @@ def _names_at(location: list[str]) -> list[str]:
         if inner is None:
             return []
         model = inner
-    return sorted(model.model_fields)
+    return sorted(field.alias or name for name, field in model.model_fields.items())

@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import IO
 
 from rayzyme.errors import InsufficientSpace
+
+TEMPORARY_PREFIX = ".tmp-"
+"""How the names of files begin that are being written, or whose writers died."""
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +29,8 @@ def sole_owner(path: Path) -> Iterator[None]:
 
     The lock file stays: deleting it would let two processes hold two different files of one name.
     """
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         lock.acquire(timeout=0)
@@ -44,6 +50,72 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file so that others see the old content or the new, never a mixture, whenever this process is killed.
+
+    The bytes go to a temporary name in the same folder, are synced, and take the name at the end of the block; an
+    exception removes them. While it is written the temporary file is locked, so that `remove_leftovers` can tell a
+    writer at work from one that died.
+
+    Args:
+        path: Its folder must exist.
+
+    Raises:
+        InsufficientSpace: The disk is full; nothing is left behind.
+    """
+    with writing(f"writing {path.name}", path.parent, 0), _open_temporary(path.parent) as sink:
+        temporary = Path(sink.name)
+        try:
+            yield sink
+            sink.flush()
+            os.fsync(sink.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    flush_to_disk(path.parent)
+
+
+def _open_temporary(folder: Path) -> IO[bytes]:
+    while True:
+        sink = (folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}").open("xb")
+        fcntl.flock(sink, fcntl.LOCK_EX)
+        # Between the two lines above another process may have taken it for a dead writer's.
+        if os.fstat(sink.fileno()).st_nlink:
+            return sink
+        sink.close()
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Replace a file's whole content by `atomic_file`.
+
+    Raises:
+        InsufficientSpace: The disk is full; the old content stands.
+    """
+    with atomic_file(path) as sink:
+        sink.write(content)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files, and folders of them, whose writers died; those that are being written stay."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        except BlockingIOError:
+            logger.debug("%s is being written", path)
+        finally:
+            os.close(descriptor)
 
 
 def require_space(what: str, folder: Path, needed: int) -> None:

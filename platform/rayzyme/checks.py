@@ -1,0 +1,64 @@
+"""Checks of arguments at the door: what is wrong is said with the argument's name, before anything is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rayzyme.errors import ValidationError
+
+
+def whole_number(name: str, value: Any, *, at_least: int) -> int:
+    """An int of at least `at_least`; True is not one.
+
+    Raises:
+        ValidationError: Names the argument.
+    """
+    if not _is_int(value):
+        raise ValidationError(f"{name} must be a whole number, not {value!r}")
+    if value < at_least:
+        raise ValidationError(f"{name} must be at least {at_least}, not {value!r}")
+    return int(value)
+
+
+def positive_number(name: str, value: Any) -> float:
+    """A finite number above zero; True is not one.
+
+    Raises:
+        ValidationError: Names the argument.
+    """
+    if not (_is_int(value) or isinstance(value, float)):
+        raise ValidationError(f"{name} must be a number, not {value!r}")
+    if not 0 < value < float("inf"):
+        raise ValidationError(f"{name} must be a finite number above 0, not {value!r}")
+    return float(value)
+
+
+def truth_value(name: str, value: Any) -> bool:
+    """A bool and nothing that only counts as one.
+
+    Raises:
+        ValidationError: Names the argument.
+    """
+    if not isinstance(value, bool):
+        raise ValidationError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def folder_path(name: str, value: Any) -> Path:
+    """A path that is a folder or may become one, with `~` opened and in full.
+
+    Raises:
+        ValidationError: Names the argument: not a path, or a file stands there or above it.
+    """
+    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+        raise ValidationError(f"{name} must be the path of a folder, not {value!r}")
+    path = Path(value).expanduser().absolute()
+    in_the_way = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
+    if in_the_way is not None:
+        raise ValidationError(f"{name} must be a folder, and {in_the_way} is a file; choose another path")
+    return path
+
+
+def _is_int(value: Any) -> bool:
+    return hasattr(type(value), "__index__") and not isinstance(value, bool) and type(value).__name__ != "bool"

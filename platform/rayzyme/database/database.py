@@ -1,0 +1,223 @@
+"""Opening the database and working in it, one transaction at a time, the same way on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from rayzyme.errors import DatabaseError
+from rayzyme.storage.disk import sole_owner
+
+if TYPE_CHECKING:
+    from rayzyme.settings import Settings
+
+SCHEMA_VERSION = "0001"
+"""Revision of the newest migration; a test holds the two together."""
+
+_BUSY_TIMEOUT_S = 30
+_READING = {"reading": True}
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Database:
+    """An open database. Safe to share between threads; after a fork, or in another process, open it anew.
+
+    Attributes:
+        engine: SQLAlchemy's engine.
+        url: Where it is, the password left out.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.url = engine.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def begin(self, exclusive: str | None = None) -> Iterator[Connection]:
+        """One transaction: committed at the end of the block, undone by an exception.
+
+        Args:
+            exclusive: Name of a section that one transaction at a time may be in, over all processes. On SQLite every
+                transaction of this method is alone anyhow.
+
+        Raises:
+            DatabaseError: The database is locked for too long, gone, or full.
+        """
+        try:
+            with self.engine.begin() as connection:
+                if exclusive is not None and self.is_postgresql:
+                    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": exclusive})
+                yield connection
+        except OperationalError as error:
+            raise self._unusable(error) from error
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads: it waits for nobody, and nobody waits for it.
+
+        Raises:
+            DatabaseError: The database is gone.
+        """
+        try:
+            with self.engine.connect().execution_options(**_READING) as connection:
+                yield connection
+        except OperationalError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OperationalError) -> DatabaseError:
+        return DatabaseError(
+            f"the database {self.url} cannot be used now: {error.orig}; nothing was changed. Try again, or see "
+            "`database.url` in the settings"
+        )
+
+    @property
+    def is_postgresql(self) -> bool:
+        """Whether this is PostgreSQL; SQLite otherwise."""
+        return self.engine.dialect.name == "postgresql"
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def open_database(url: str | URL | None = None, schema: str = "rayzyme") -> Database:
+    """Open the database; an empty one gets its tables, an older SQLite one is brought up to date after a backup copy.
+
+    Args:
+        url: SQLAlchemy URL: `sqlite:///FILE` or `postgresql+psycopg://USER:PASSWORD@HOST/DATABASE`. None takes the
+            settings': `database.url`, else `$RAYZYME_HOME/rayzyme.db`.
+        schema: PostgreSQL schema to live in; made where it is absent. SQLite has none.
+
+    Raises:
+        DatabaseError: It cannot be reached, or is of a newer version, or an older one on PostgreSQL.
+    """
+    if url is None:
+        from rayzyme.settings import get_settings
+
+        url, schema = _configured(get_settings())
+    target = make_url(url)
+    if target.drivername == "postgresql":
+        target = target.set(drivername="postgresql+psycopg")
+    engine = _sqlite(target) if target.get_backend_name() == "sqlite" else _postgresql(target, schema)
+    database = Database(engine)
+    try:
+        _bring_up_to_date(database, schema)
+    except BaseException:
+        engine.dispose()
+        raise
+    return database
+
+
+def _configured(settings: Settings) -> tuple[str | URL, str]:
+    chosen = settings.database
+    if chosen.url is not None:
+        return chosen.url.get_secret_value(), chosen.schema_
+    if chosen.host is None:
+        return f"sqlite:///{settings.home / 'rayzyme.db'}", chosen.schema_
+    password = None if chosen.password is None else chosen.password.get_secret_value()
+    return URL.create("postgresql", chosen.user, password, chosen.host, chosen.port, chosen.database), chosen.schema_
+
+
+def _sqlite(target: URL) -> Engine:
+    if not target.database or target.database == ":memory:":
+        raise DatabaseError("an SQLite database needs a file: sqlite:////absolute/path/rayzyme.db")
+    file = Path(target.database)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Made here, so that it is never readable by others, not even for a moment.
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+    engine = create_engine(target, connect_args={"timeout": _BUSY_TIMEOUT_S})
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        # SQLAlchemy says when a transaction begins: see below.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # Writers queue at the start; a transaction that turns into a writer half-way would fail instead of waiting.
+        only_reads = connection.get_execution_options().get("reading", False)
+        connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgresql(target: URL, schema: str) -> Engine:
+    engine = create_engine(target, pool_pre_ping=True)
+    return engine.execution_options(schema_translate_map={None: schema})
+
+
+def _bring_up_to_date(database: Database, schema: str) -> None:
+    if _version(database, schema) == SCHEMA_VERSION:
+        return
+    if database.is_postgresql:
+        # Two programs that start at once must not both make the tables.
+        with database.begin(exclusive="schema") as connection:
+            if not inspect(connection).has_schema(schema):
+                connection.execute(text(f'CREATE SCHEMA "{schema}"'))
+            found = _version_in(connection, schema)
+            if found is None:
+                _migrate(connection, schema)
+            elif found != SCHEMA_VERSION:
+                raise _other_version(database, found)
+        return
+    file = Path(str(database.engine.url.database))
+    with sole_owner(file):
+        found = _version(database, schema)
+        if found == SCHEMA_VERSION:
+            return
+        if found is not None and found > SCHEMA_VERSION:
+            raise _other_version(database, found)
+        if found is not None:
+            with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            shutil.copy2(file, file.with_name(f"{file.name}.before-{SCHEMA_VERSION}"))
+        with database.begin() as connection:
+            _migrate(connection, None)
+
+
+def _other_version(database: Database, found: str) -> DatabaseError:
+    advice = (
+        "it was made by a newer Rayzyme: install that one"
+        if found > SCHEMA_VERSION
+        else "bring it up to date with `rayzyme db upgrade`"
+    )
+    return DatabaseError(
+        f"the database {database.url} has schema version {found}, this Rayzyme needs {SCHEMA_VERSION}; {advice}"
+    )
+
+
+def _version(database: Database, schema: str) -> str | None:
+    with database.read() as connection:
+        return _version_in(connection, schema if database.is_postgresql else None)
+
+
+def _version_in(connection: Connection, schema: str | None) -> str | None:
+    """The revision that Alembic noted; None in an empty database."""
+    if not inspect(connection).has_table("alembic_version", schema=schema):
+        return None
+    name = f'"{schema}".alembic_version' if schema else "alembic_version"
+    found: Any = connection.execute(text(f"SELECT version_num FROM {name}")).scalar()
+    return None if found is None else str(found)
+
+
+def _migrate(connection: Connection, schema: str | None) -> None:
+    # Alembic takes a moment to load, and most processes find everything in place.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes.update(connection=connection, schema=schema)
+    command.upgrade(config, "head")

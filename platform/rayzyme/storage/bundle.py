@@ -1,0 +1,436 @@
+"""A bundle: one file with a value, its arrays in pieces, and a digest of every piece.
+
+Layout: the magic, the pieces one after the other, a JSON footer that says where each piece lies, and the footer's length and
+digest. The footer comes last so that arrays can be written while they are being made. A piece is checked whenever it is
+read, so a part of a large array is read, and checked, without the rest. Arrays stored as they are in memory begin at
+multiples of 64 bytes and can be mapped.
+
+Zarr and HDF5 keep arrays in pieces too, but not a whole tree of Python values, NumPy's byte orders and structured types, and
+a digest of every byte, in one file that can be mapped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayzyme.errors import DamagedFile
+from rayzyme.storage.chunk_coding import decode, encode
+from rayzyme.storage.values import ArrayBlocks, PackedValue, describe_dtype, pack, read_dtype, unpack
+
+AnyArray = NDArray[Any]
+
+_MAGIC = b"RZBNDL1\n"
+_LENGTH_BYTES = 8
+_TRAILER = _LENGTH_BYTES + 32 + len(_MAGIC)
+_ALIGNMENT = 64
+_PIECE_BYTES = 1 << 20
+_LARGEST_PIECE_BYTES = 16 << 20
+_FRAMES_PER_PIECE = 64
+
+
+def write_bundle(
+    sink: IO[bytes],
+    packed: PackedValue,
+    *,
+    compress: bool = False,
+    by_frames: bool = False,
+    precision: float | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a value.
+
+    Args:
+        sink: Opened for binary writing, at its beginning.
+        packed: Of `rayzyme.storage.values.pack`.
+        compress: Whether to compress, without loss.
+        by_frames: Arrays of two and more axes are frames along the first: pieces hold at most 64 of them.
+        precision: Floats of frames are stored as multiples of this step, off by half of it at most.
+        attributes: JSON that is read without reading any array.
+    """
+    writer = _Writer(sink, compress, by_frames, precision)
+    arrays = [writer.write(array) for array in packed.arrays]
+    footer = json.dumps(
+        {"document": packed.document, "arrays": arrays, "attributes": dict(attributes or {})}, separators=(",", ":")
+    ).encode()
+    sink.write(footer + len(footer).to_bytes(_LENGTH_BYTES, "little") + hashlib.sha256(footer).digest() + _MAGIC)
+
+
+def dump_value(value: Any, name: str, *, compress: bool = False) -> bytes:
+    """A value as a bundle's bytes.
+
+    Raises:
+        TypeError: It holds something that cannot be stored; names its place, beginning with `name`.
+    """
+    sink = io.BytesIO()
+    write_bundle(sink, pack(value, name), compress=compress)
+    return sink.getvalue()
+
+
+def load_value(content: bytes) -> Any:
+    """The value of `dump_value`.
+
+    Raises:
+        DamagedFile: The bytes are torn or were altered.
+    """
+    return Bundle.of_bytes(content).value()
+
+
+class Bundle:
+    """A bundle opened for reading; a context manager. While a file is open, and as long as an array mapped from it lives,
+    it is locked as being read (see `is_being_read`).
+
+    Attributes:
+        attributes: As given to `write_bundle`.
+        document: The value, with numbers for arrays.
+        size: Bytes in all.
+    """
+
+    def __init__(self, source: Source, name: str) -> None:
+        """Read the footer.
+
+        Raises:
+            DamagedFile: It is torn or was altered.
+        """
+        self._source = source
+        self._name = name
+        self.size = source.size
+        footer = self._footer()
+        self.attributes: dict[str, Any] = footer["attributes"]
+        self.document: Any = footer["document"]
+        self._arrays = [_Layout(layout) for layout in footer["arrays"]]
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Open a file.
+
+        Raises:
+            FileNotFoundError: There is none.
+            DamagedFile: It is torn or was altered.
+        """
+        source = _File(path)
+        try:
+            return cls(source, str(path))
+        except BaseException:
+            source.close()
+            raise
+
+    @classmethod
+    def of_bytes(cls, content: bytes) -> Bundle:
+        """Read one from memory; its arrays stored as they are in memory are read-only views of `content`.
+
+        Raises:
+            DamagedFile: It is torn or was altered.
+        """
+        return cls(_Memory(content), "the bundle")
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; arrays mapped from it stay readable."""
+        self._source.close()
+
+    def value(self) -> Any:
+        """The whole value. Arrays stored as they are in memory are read-only maps, others arrays of their own.
+
+        Raises:
+            DamagedFile: A piece is torn or was altered.
+        """
+        return unpack(self.document, self.array)
+
+    def array(self, number: int) -> AnyArray:
+        """A whole array.
+
+        Raises:
+            DamagedFile: A piece is torn or was altered.
+        """
+        layout = self._arrays[number]
+        if layout.is_raw and layout.nbytes:
+            for piece in layout.pieces:
+                self._read(piece)
+            array = self._source.map(layout)
+        else:
+            array = np.empty(layout.stored_shape, layout.dtype)
+            for first, rows in self._pieces(layout, 0, layout.rows):
+                array[first : first + len(rows)] = rows
+            array = array.reshape(layout.shape)
+        return np.asfortranarray(array) if layout.in_fortran_order else array
+
+    def rows(self, number: int, start: int, stop: int, step: int = 1) -> AnyArray:
+        """Rows `start` to `stop` of an array, as slicing would give them; other pieces are not touched.
+
+        Raises:
+            IndexError: The array has no rows.
+            DamagedFile: A piece is torn or was altered.
+        """
+        layout = self._arrays[number]
+        if not layout.shape or layout.stored_shape != layout.shape:
+            raise IndexError(f"array {number} of {self._name} is not stored by rows")
+        wanted = range(layout.rows)[start:stop:step]
+        array: AnyArray = np.empty((len(wanted), *layout.shape[1:]), layout.dtype)
+        if not wanted:
+            return array
+        lowest, highest = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1])
+        chosen = np.arange(wanted.start, wanted.stop, wanted.step)
+        for first, rows in self._pieces(layout, lowest, highest + 1):
+            here = (chosen >= first) & (chosen < first + len(rows))
+            array[here] = rows[chosen[here] - first]
+        return array
+
+    def length(self, number: int) -> int:
+        """Rows of an array."""
+        return self._arrays[number].rows
+
+    def blocks(self, number: int, rows: int) -> Iterator[AnyArray]:
+        """An array in blocks of so many rows, each piece read once.
+
+        Raises:
+            DamagedFile: A piece is torn or was altered.
+        """
+        layout = self._arrays[number]
+        waiting: list[AnyArray] = []
+        held = 0
+        for _, piece in self._pieces(layout, 0, layout.rows):
+            waiting.append(piece)
+            held += len(piece)
+            while held >= rows:
+                joined = _joined(waiting)
+                yield joined[:rows]
+                waiting, held = [joined[rows:]], held - rows
+        if held:
+            yield _joined(waiting)
+
+    def verify(self) -> None:
+        """Check every byte.
+
+        Raises:
+            DamagedFile: One is wrong.
+        """
+        end = len(_MAGIC)
+        for layout in self._arrays:
+            for piece in layout.pieces:
+                self._read(piece)
+                end = piece["end"]
+        if end != self._footer_start:
+            raise self._damage("there are bytes that belong to no piece")
+
+    def _footer(self) -> dict[str, Any]:
+        trailer = self._source.read(max(0, self.size - _TRAILER), _TRAILER)
+        length = int.from_bytes(trailer[:_LENGTH_BYTES], "little")
+        self._footer_start = self.size - _TRAILER - length
+        if len(trailer) < _TRAILER or trailer[-len(_MAGIC) :] != _MAGIC or self._footer_start < len(_MAGIC):
+            raise self._damage("its end is missing")
+        footer = self._source.read(self._footer_start, length)
+        digest = trailer[_LENGTH_BYTES : _LENGTH_BYTES + 32]
+        if hashlib.sha256(footer).digest() != digest or self._source.read(0, len(_MAGIC)) != _MAGIC:
+            raise self._damage("its table of contents was altered")
+        parsed: dict[str, Any] = json.loads(footer)
+        return parsed
+
+    def _pieces(self, layout: _Layout, start: int, stop: int) -> Iterator[tuple[int, AnyArray]]:
+        """The pieces that hold rows `start` to `stop`: (their first row, the rows)."""
+        for number in range(start // layout.rows_per_piece, -(-stop // layout.rows_per_piece)):
+            piece = layout.pieces[number]
+            shape = (min(layout.rows_per_piece, layout.rows - number * layout.rows_per_piece), *layout.stored_shape[1:])
+            yield number * layout.rows_per_piece, decode(self._read(piece), piece["coding"], layout.dtype, shape)
+
+    def _read(self, piece: dict[str, Any]) -> memoryview:
+        # The padding before it is part of what is checked.
+        content = memoryview(self._source.read(piece["start"], piece["end"] - piece["start"]))
+        if hashlib.sha256(content).hexdigest() != piece["sha256"]:
+            raise self._damage(f"bytes {piece['start']} to {piece['end']} were altered or are missing")
+        return content[piece["padding"] :]
+
+    def _damage(self, what: str) -> DamagedFile:
+        return DamagedFile(f"{self._name} is damaged: {what}; make it again, or take it from a backup")
+
+
+def is_being_read(path: Path) -> bool:
+    """Whether some process has the bundle open, or holds an array mapped from it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+class _Layout:
+    """How an array lies in a bundle."""
+
+    def __init__(self, written: dict[str, Any]) -> None:
+        self.dtype = read_dtype(written["dtype"])
+        self.shape = tuple(written["shape"])
+        self.stored_shape = tuple(written["stored_shape"])
+        self.rows: int = self.stored_shape[0]
+        self.rows_per_piece: int = written["rows_per_piece"]
+        self.in_fortran_order: bool = written["fortran_order"]
+        self.pieces: list[dict[str, Any]] = written["pieces"]
+        self.is_raw = not any(piece["coding"] for piece in self.pieces)
+        self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
+
+    @property
+    def offset(self) -> int:
+        """Where the first number is."""
+        return int(self.pieces[0]["start"] + self.pieces[0]["padding"])
+
+
+class Source(Protocol):
+    """Where a bundle's bytes are."""
+
+    size: int
+
+    def read(self, start: int, length: int) -> bytes:
+        """So many bytes, fewer at the end."""
+        ...
+
+    def map(self, layout: _Layout) -> AnyArray:
+        """A read-only view of an array stored as it is in memory."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class _File:
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        # Shared with every map made of it, and let go of by the system with the last of them.
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def read(self, start: int, length: int) -> bytes:
+        return os.pread(self._file.fileno(), length, start)
+
+    def map(self, layout: _Layout) -> AnyArray:
+        return np.memmap(self._file, layout.dtype, "r", layout.offset, layout.shape)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Memory:
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def read(self, start: int, length: int) -> bytes:
+        return self._content[start : start + length]
+
+    def map(self, layout: _Layout) -> AnyArray:
+        return np.frombuffer(self._content, layout.dtype, int(np.prod(layout.shape)), layout.offset).reshape(
+            layout.shape
+        )
+
+    def close(self) -> None:
+        return None
+
+
+class _Writer:
+    def __init__(self, sink: IO[bytes], compress: bool, by_frames: bool, precision: float | None) -> None:
+        self._sink = sink
+        self._compress = compress
+        self._by_frames = by_frames
+        self._precision = precision
+        self._end = sink.write(_MAGIC)
+
+    def write(self, array: AnyArray | ArrayBlocks) -> dict[str, Any]:
+        """Write an array's pieces; gives what `_Layout` reads."""
+        if isinstance(array, ArrayBlocks):
+            return self._write_blocks(array)
+        fortran = array.ndim > 1 and array.flags.f_contiguous and not array.flags.c_contiguous
+        plain = np.ascontiguousarray(array).reshape(array.shape)
+        rows_per_piece = self._rows_per_piece(plain)
+        stored = plain if rows_per_piece else plain.reshape(-1)
+        rows_per_piece = rows_per_piece or max(1, _PIECE_BYTES // max(1, plain.itemsize))
+        pieces = [
+            self._write_piece(stored[first : first + rows_per_piece], aligned=first == 0)
+            for first in range(0, len(stored), rows_per_piece)
+        ]
+        return _described(array.dtype, array.shape, stored.shape, rows_per_piece, pieces, fortran)
+
+    def _write_blocks(self, blocks: ArrayBlocks) -> dict[str, Any]:
+        pieces: list[dict[str, Any]] = []
+        waiting: list[AnyArray] = []
+        first: AnyArray | None = None
+        rows_per_piece, total = 1, 0
+        for block in blocks.blocks:
+            some = np.ascontiguousarray(block)
+            if first is None:
+                first = some[:0]
+                describe_dtype(some.dtype)
+                rows_per_piece = self._rows_per_piece(some) or 1
+            if some.shape[1:] != first.shape[1:] or some.dtype != first.dtype:
+                raise ValueError(
+                    f"a block of {some.dtype} {some.shape} does not continue blocks of {first.dtype} (n, {first.shape[1:]})"
+                )
+            total += len(some)
+            waiting.append(some)
+            while sum(map(len, waiting)) >= rows_per_piece:
+                joined = _joined(waiting)
+                pieces.append(self._write_piece(joined[:rows_per_piece], aligned=not pieces))
+                waiting = [joined[rows_per_piece:]]
+        if first is None:
+            raise ValueError("there is no block; give at least one, if only an empty one")
+        if sum(map(len, waiting)):
+            pieces.append(self._write_piece(_joined(waiting), aligned=not pieces))
+        shape = (total, *first.shape[1:])
+        return _described(first.dtype, shape, shape, rows_per_piece, pieces, fortran=False)
+
+    def _rows_per_piece(self, array: AnyArray) -> int:
+        """0 where rows are too large, or there are none: such arrays are cut anywhere."""
+        if array.ndim == 0:
+            return 0
+        row_bytes = max(1, int(np.prod(array.shape[1:])) * array.itemsize)
+        if self._by_frames and array.ndim > 1:
+            return min(_FRAMES_PER_PIECE, max(1, _LARGEST_PIECE_BYTES // row_bytes))
+        return max(1, _PIECE_BYTES // row_bytes) if row_bytes <= _LARGEST_PIECE_BYTES else 0
+
+    def _write_piece(self, piece: AnyArray, *, aligned: bool) -> dict[str, Any]:
+        precision = self._precision if piece.ndim > 1 and piece.dtype.kind == "f" else None
+        coding, content = encode(piece, compress=self._compress, precision=precision)
+        start, padding = self._end, (-self._end % _ALIGNMENT if aligned and not coding else 0)
+        digest = hashlib.sha256(bytes(padding))
+        digest.update(content)
+        self._sink.write(bytes(padding))
+        self._sink.write(content)
+        self._end = start + padding + len(content)
+        return {"start": start, "end": self._end, "padding": padding, "sha256": digest.hexdigest(), "coding": coding}
+
+
+def _joined(blocks: list[AnyArray]) -> AnyArray:
+    """One array; a single block is not copied."""
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _described(
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    stored_shape: tuple[int, ...],
+    rows_per_piece: int,
+    pieces: list[dict[str, Any]],
+    fortran: bool,
+) -> dict[str, Any]:
+    return {
+        "dtype": describe_dtype(dtype), "shape": shape, "stored_shape": stored_shape, "rows_per_piece": rows_per_piece,
+        "fortran_order": fortran, "pieces": pieces,
+    }  # fmt: skip

@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.measuring import save
 
-SUITES = ("search", "lanes", "encoders", "start")
+SUITES = ("search", "lanes", "encoders", "start", "data", "states", "progress", "cache")
 
 
 def main() -> None:

@@ -65,9 +65,13 @@ def test_many_programs_may_open_an_empty_one_at_once(database_url: str) -> None:
 
 
 def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
-    with pytest.raises(RuntimeError, match="stop"), database.begin() as connection:
-        record_event(connection, "data:1", "never")
-        raise RuntimeError("stop")
+    def begin_and_fail() -> None:
+        with database.begin() as connection:
+            record_event(connection, "data:1", "never")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        begin_and_fail()
     with database.read() as connection:
         assert connection.execute(select(JobEvent)).all() == []
 
@@ -122,7 +126,7 @@ def test_a_newer_database_is_refused(database_url: str) -> None:
         connection.execute(text(f"UPDATE {schema}alembic_version SET version_num = '9999'"))
     database.close()
     with pytest.raises(
-        DatabaseError, match="schema version 9999, this Rayzyme needs .*newer Rayzyme: install that one"
+        DatabaseError, match=r"schema version 9999, this Rayzyme needs .*newer Rayzyme: install that one"
     ):
         open_database(database_url)
 
@@ -142,7 +146,7 @@ def test_schemas_of_one_server_do_not_see_each_other(postgresql: str) -> None:
 
 def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
     """D11"""
-    with pytest.raises(DatabaseError, match="cannot be used now.*Connection refused") as caught:
+    with pytest.raises(DatabaseError, match=r"cannot be used now.*Connection refused") as caught:
         open_database("postgresql://ada:planted-secret@127.0.0.1:1/rayzyme")
     assert "ada:***@127.0.0.1:1" in str(caught.value)
     assert "planted-secret" not in str(caught.value)

@@ -27,9 +27,14 @@ def test_the_name_holds_the_old_content_until_the_new_is_whole(tmp_path: Path) -
 def test_an_exception_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "state"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="stop"), atomic_file(path) as sink:
-        sink.write(b"half")
-        raise RuntimeError("stop")
+
+    def write_half() -> None:
+        with atomic_file(path) as sink:
+            sink.write(b"half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

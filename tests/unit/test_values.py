@@ -97,7 +97,7 @@ def test_tensors_come_back_as_tensors(tensor: torch.Tensor) -> None:
     assert torch.equal(found.to(torch.complex128), tensor.to(torch.complex128))
 
 
-Point = namedtuple("Point", "x y")  # noqa: PYI024
+Point = namedtuple("Point", "x y")
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,18 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayzyme.errors import DamagedFile
-from rayzyme.storage.chunk_coding import decode, encode
+from rayzyme.storage.chunk_coding import Coding, decode, encode
 from rayzyme.storage.values import ArrayBlocks, PackedValue, describe_dtype, pack, read_dtype, unpack
 
 AnyArray = NDArray[Any]
@@ -36,6 +39,11 @@ _ALIGNMENT = 64
 _PIECE_BYTES = 1 << 20
 _LARGEST_PIECE_BYTES = 16 << 20
 _FRAMES_PER_PIECE = 64
+_FEW_PIECES = 4
+_THREADS = min(4, os.cpu_count() or 1)
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def write_bundle(
@@ -159,8 +167,8 @@ class Bundle:
         """
         layout = self._arrays[number]
         if layout.is_raw and layout.nbytes:
-            for piece in layout.pieces:
-                self._read(piece)
+            for _ in ahead(self._read, layout.pieces):
+                pass
             array = self._source.map(layout)
         else:
             array = np.empty(layout.stored_shape, layout.dtype)
@@ -221,9 +229,9 @@ class Bundle:
         """
         end = len(_MAGIC)
         for layout in self._arrays:
-            for piece in layout.pieces:
-                self._read(piece)
-                end = piece["end"]
+            for _ in ahead(self._read, layout.pieces):
+                pass
+            end = layout.pieces[-1]["end"] if layout.pieces else end
         if end != self._footer_start:
             raise self._damage("there are bytes that belong to no piece")
 
@@ -242,10 +250,13 @@ class Bundle:
 
     def _pieces(self, layout: _Layout, start: int, stop: int) -> Iterator[tuple[int, AnyArray]]:
         """The pieces that hold rows `start` to `stop`: (their first row, the rows)."""
-        for number in range(start // layout.rows_per_piece, -(-stop // layout.rows_per_piece)):
-            piece = layout.pieces[number]
-            shape = (min(layout.rows_per_piece, layout.rows - number * layout.rows_per_piece), *layout.stored_shape[1:])
-            yield number * layout.rows_per_piece, decode(self._read(piece), piece["coding"], layout.dtype, shape)
+
+        def read(number: int) -> tuple[int, AnyArray]:
+            piece, first = layout.pieces[number], number * layout.rows_per_piece
+            shape = (min(layout.rows_per_piece, layout.rows - first), *layout.stored_shape[1:])
+            return first, decode(self._read(piece), piece["coding"], layout.dtype, shape)
+
+        yield from ahead(read, range(start // layout.rows_per_piece, -(-stop // layout.rows_per_piece)))
 
     def _read(self, piece: dict[str, Any]) -> memoryview:
         # The padding before it is part of what is checked.
@@ -362,37 +373,34 @@ class _Writer:
         rows_per_piece = self._rows_per_piece(plain)
         stored = plain if rows_per_piece else plain.reshape(-1)
         rows_per_piece = rows_per_piece or max(1, _PIECE_BYTES // max(1, plain.itemsize))
-        pieces = [
-            self._write_piece(stored[first : first + rows_per_piece], aligned=first == 0)
-            for first in range(0, len(stored), rows_per_piece)
-        ]
+        firsts = range(0, len(stored), rows_per_piece)
+        pieces = self._write_pieces(stored[first : first + rows_per_piece] for first in firsts)
         return _described(array.dtype, array.shape, stored.shape, rows_per_piece, pieces, fortran)
 
     def _write_blocks(self, blocks: ArrayBlocks) -> dict[str, Any]:
-        pieces: list[dict[str, Any]] = []
-        waiting: list[AnyArray] = []
-        first: AnyArray | None = None
-        rows_per_piece, total = 1, 0
-        for block in blocks.blocks:
-            some = np.ascontiguousarray(block)
-            if first is None:
-                first = some[:0]
-                describe_dtype(some.dtype)
-                rows_per_piece = self._rows_per_piece(some) or 1
-            if some.shape[1:] != first.shape[1:] or some.dtype != first.dtype:
-                raise ValueError(
-                    f"a block of {some.dtype} {some.shape} does not continue blocks of {first.dtype} (n, {first.shape[1:]})"
-                )
-            total += len(some)
-            waiting.append(some)
-            while sum(map(len, waiting)) >= rows_per_piece:
-                joined = _joined(waiting)
-                pieces.append(self._write_piece(joined[:rows_per_piece], aligned=not pieces))
-                waiting = [joined[rows_per_piece:]]
-        if first is None:
-            raise ValueError("there is no block; give at least one, if only an empty one")
-        if sum(map(len, waiting)):
-            pieces.append(self._write_piece(_joined(waiting), aligned=not pieces))
+        first, rest = _peek(blocks.blocks)
+        rows_per_piece = self._rows_per_piece(first) or 1
+        total = 0
+
+        def cut() -> Iterator[AnyArray]:
+            nonlocal total
+            waiting: list[AnyArray] = []
+            for block in rest:
+                some = np.ascontiguousarray(block)
+                if some.shape[1:] != first.shape[1:] or some.dtype != first.dtype:
+                    raise ValueError(
+                        f"a block of {some.dtype} {some.shape} does not continue one of {first.dtype} {first.shape}"
+                    )
+                total += len(some)
+                waiting.append(some)
+                while sum(map(len, waiting)) >= rows_per_piece:
+                    joined = _joined(waiting)
+                    yield joined[:rows_per_piece]
+                    waiting = [joined[rows_per_piece:]]
+            if sum(map(len, waiting)):
+                yield _joined(waiting)
+
+        pieces = self._write_pieces(cut())
         shape = (total, *first.shape[1:])
         return _described(first.dtype, shape, shape, rows_per_piece, pieces, fortran=False)
 
@@ -405,16 +413,53 @@ class _Writer:
             return min(_FRAMES_PER_PIECE, max(1, _LARGEST_PIECE_BYTES // row_bytes))
         return max(1, _PIECE_BYTES // row_bytes) if row_bytes <= _LARGEST_PIECE_BYTES else 0
 
-    def _write_piece(self, piece: AnyArray, *, aligned: bool) -> dict[str, Any]:
+    def _write_pieces(self, pieces: Iterable[AnyArray]) -> list[dict[str, Any]]:
+        written = []
+        for coding, padding, content, digest in ahead(self._encoded, enumerate(pieces)):
+            start = self._end
+            self._end += padding + len(content)
+            self._sink.write(bytes(padding))
+            self._sink.write(content)
+            written.append({"start": start, "end": self._end, "padding": padding, "sha256": digest, "coding": coding})
+        return written
+
+    def _encoded(self, numbered: tuple[int, AnyArray]) -> tuple[Coding, int, memoryview, str]:
+        number, piece = numbered
         precision = self._precision if piece.ndim > 1 and piece.dtype.kind == "f" else None
         coding, content = encode(piece, compress=self._compress, precision=precision)
-        start, padding = self._end, (-self._end % _ALIGNMENT if aligned and not coding else 0)
+        # Before its first piece nothing else of an array is on its way, so this is where it will lie.
+        padding = -self._end % _ALIGNMENT if number == 0 and not coding else 0
         digest = hashlib.sha256(bytes(padding))
         digest.update(content)
-        self._sink.write(bytes(padding))
-        self._sink.write(content)
-        self._end = start + padding + len(content)
-        return {"start": start, "end": self._end, "padding": padding, "sha256": digest.hexdigest(), "coding": coding}
+        return coding, padding, content, digest.hexdigest()
+
+
+def ahead(function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """`map`, in order, with several threads working a few items ahead: compressing and hashing let others run."""
+    waiting = iter(items)
+    first = list(islice(waiting, _FEW_PIECES))
+    if len(first) < _FEW_PIECES:
+        yield from map(function, first)
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        rest = chain(first, waiting)
+        begun = deque(pool.submit(function, item) for item in islice(rest, _THREADS))
+        try:
+            while begun:
+                made = begun.popleft().result()
+                begun.extend(pool.submit(function, item) for item in islice(rest, 1))
+                yield made
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _peek(blocks: Iterator[AnyArray]) -> tuple[AnyArray, Iterator[AnyArray]]:
+    """The first block, and all of them."""
+    first = next(blocks, None)
+    if first is None:
+        raise ValueError("there is no block; give at least one, if only an empty one")
+    describe_dtype(np.asarray(first).dtype)
+    return np.asarray(first), chain([first], blocks)
 
 
 def _joined(blocks: list[AnyArray]) -> AnyArray:

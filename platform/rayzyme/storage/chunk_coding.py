@@ -38,7 +38,7 @@ def encode(piece: AnyArray, *, compress: bool, precision: float | None = None) -
         What `decode` needs to know, and the bytes.
     """
     if not compress and precision is None:
-        return {}, memoryview(bytes_of(piece))
+        return {}, bytes_of(piece).data
     if not piece.nbytes:
         return {}, memoryview(b"")
     if piece.dtype.kind not in "fiu" or piece.dtype.itemsize not in (4, 8) or not piece.dtype.isnative:

@@ -29,18 +29,16 @@ def sole_owner(path: Path) -> Iterator[None]:
 
     The lock file stays: deleting it would let two processes hold two different files of one name.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path.with_name(path.name + ".lock"))
+    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("waiting for another process that works on %s", path)
-        lock.acquire()
-    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.debug("waiting for another process that works on %s", path)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
 def flush_to_disk(path: Path) -> None:
@@ -53,30 +51,17 @@ def flush_to_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file so that others see the old content or the new, never a mixture, whenever this process is killed.
+def temporary_file(folder: Path) -> Iterator[IO[bytes]]:
+    """A new file in `folder` to be written, synced and renamed inside of the block; at its end it is removed if it was not.
 
-    The bytes go to a temporary name in the same folder, are synced, and take the name at the end of the block; an
-    exception removes them. While it is written the temporary file is locked, so that `remove_leftovers` can tell a
-    writer at work from one that died.
-
-    Args:
-        path: Its folder must exist.
-
-    Raises:
-        InsufficientSpace: The disk is full; nothing is left behind.
+    It is locked meanwhile, so that `remove_leftovers` can tell a writer at work from one that died.
     """
-    with writing(f"writing {path.name}", path.parent, 0), _open_temporary(path.parent) as sink:
-        temporary = Path(sink.name)
+    with _open_temporary(folder) as sink:
         try:
             yield sink
-            sink.flush()
-            os.fsync(sink.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    flush_to_disk(path.parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                Path(sink.name).unlink()
 
 
 def _open_temporary(folder: Path) -> IO[bytes]:
@@ -87,6 +72,29 @@ def _open_temporary(folder: Path) -> IO[bytes]:
         if os.fstat(sink.fileno()).st_nlink:
             return sink
         sink.close()
+
+
+def put_in_place(sink: IO[bytes], path: Path) -> None:
+    """Give a `temporary_file` its name, once its bytes are on the disk."""
+    sink.flush()
+    os.fsync(sink.fileno())
+    Path(sink.name).replace(path)
+    flush_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file so that others see the old content or the new, never a mixture, whenever this process is killed.
+
+    Args:
+        path: Its folder must exist.
+
+    Raises:
+        InsufficientSpace: The disk is full; nothing is left behind.
+    """
+    with writing(f"writing {path.name}", path.parent, 0), temporary_file(path.parent) as sink:
+        yield sink
+        put_in_place(sink, path)
 
 
 def atomic_write(path: Path, content: bytes) -> None:

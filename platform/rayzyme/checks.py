@@ -45,6 +45,17 @@ def truth_value(name: str, value: Any) -> bool:
     return value
 
 
+def short_text(name: str, value: Any, *, at_most: int) -> str:
+    """A str of 1 to `at_most` characters.
+
+    Raises:
+        ValidationError: Names the argument.
+    """
+    if not isinstance(value, str) or not 1 <= len(value) <= at_most:
+        raise ValidationError(f"{name} must be a text of 1 to {at_most} characters, not {value!r}")
+    return value
+
+
 def folder_path(name: str, value: Any) -> Path:
     """A path that is a folder or may become one, with `~` opened and in full.
 

@@ -1,11 +1,33 @@
-"""Memory that a process may still take, containers' limits respected."""
+"""Memory of this machine: what may still be taken, containers' limits respected, and what is promised to whom.
+
+Promises are leases in the ledger, as for GPUs: they bind every Rayzyme process on this machine, and a process that dies
+frees its own. Figures are MB of 2^20 bytes where a name says mb, else bytes.
+"""
 
 from __future__ import annotations
 
+import logging
+import socket
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
 
-import psutil
+from rayzyme.checks import short_text, whole_number
+from rayzyme.errors import ResourceError, ValidationError
+from rayzyme.resources.account import Account
+from rayzyme.resources.allocation import still_promised
+from rayzyme.resources.ledger import LONGEST_PURPOSE, LeaseLedger, Share
 
+if TYPE_CHECKING:
+    from rayzyme.database import Database
+    from rayzyme.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_MB: Final = 1 << 20
 _CGROUP_V2 = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), "inactive_file")
 _CGROUP_V1 = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -14,18 +36,52 @@ _CGROUP_V1 = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class SystemMemory:
+    """The memory that this process lives in: the machine's, or less where a container's limit is lower.
+
+    Attributes:
+        total: Bytes.
+        available: Bytes that can be taken before the machine swaps or the limit kills.
+    """
+
+    total: int
+    available: int
+
+
+def system_memory() -> SystemMemory:
+    """The memory as it is now."""
+    import psutil
+
+    machine = psutil.virtual_memory()
+    total, available = int(machine.total), int(machine.available)
+    for limit_file, usage_file, reclaimable in (_CGROUP_V2, _CGROUP_V1):
+        container = _cgroup(limit_file, usage_file, reclaimable)
+        if container is not None:
+            total, available = min(total, container.total), min(available, container.available)
+    return SystemMemory(total, available)
+
+
 def available_memory() -> int:
     """Bytes that can be taken before the machine swaps or the container's limit kills: the smaller of the two."""
-    free = int(psutil.virtual_memory().available)
-    for limit_file, usage_file, reclaimable in (_CGROUP_V2, _CGROUP_V1):
-        left = _left_in_cgroup(limit_file, usage_file, reclaimable)
-        if left is not None:
-            free = min(free, left)
-    return free
+    return system_memory().available
 
 
-def _left_in_cgroup(limit_file: Path, usage_file: Path, reclaimable: str) -> int | None:
-    """Bytes left below a cgroup's limit; pages of files that the kernel can drop count as free. None without a limit."""
+def resident_mb(pids: Collection[int]) -> dict[int, int]:
+    """MB that each process holds in memory now; one that is gone holds none and is left out."""
+    import psutil
+
+    resident = {}
+    for pid in pids:
+        try:
+            resident[pid] = int(psutil.Process(pid).memory_info().rss) // _MB
+        except psutil.Error:
+            continue
+    return resident
+
+
+def _cgroup(limit_file: Path, usage_file: Path, reclaimable: str) -> SystemMemory | None:
+    """A cgroup's memory; pages of files that the kernel can drop count as available. None without a limit."""
     try:
         limit = limit_file.read_text().strip()
         usage = int(usage_file.read_text())
@@ -34,4 +90,161 @@ def _left_in_cgroup(limit_file: Path, usage_file: Path, reclaimable: str) -> int
         return None
     if not limit.isdigit():
         return None
-    return max(0, int(limit) - usage + int(statistics.get(reclaimable, 0)))
+    return SystemMemory(int(limit), max(0, int(limit) - usage + int(statistics.get(reclaimable, 0))))
+
+
+class MemoryManager:
+    """Suggests batch sizes, and promises memory to tasks. Safe under threads and processes."""
+
+    def __init__(
+        self,
+        reserve_ratio: float = 0.2,
+        store: Database | LeaseLedger | None = None,
+        measure: Callable[[], SystemMemory] = system_memory,
+        resident: Callable[[Collection[int]], Mapping[int, int]] = resident_mb,
+    ) -> None:
+        """Manage the memory of this machine. The database is opened when memory is first promised or its promises read.
+
+        Args:
+            reserve_ratio: Share of the available memory (0 to 1) that is left alone.
+            store: Database, or ledger, of the leases; None: the settings' database.
+            measure: Measures the memory.
+            resident: Measures what processes hold of it, in MB by process id.
+
+        Raises:
+            ValidationError: Names the argument.
+        """
+        self._reserve_ratio = _ratio("reserve_ratio", reserve_ratio)
+        self._account = Account(store)
+        self._measure = measure
+        self._resident = resident
+
+    def available_mb(self) -> int:
+        """MB that this machine has to give, the reserve left alone; promises are not looked at."""
+        return _without(self._measure().available / _MB, self._reserve_ratio)
+
+    def suggest_batch_size(
+        self, item_memory_mb: float, max_batch_size: int = 1024, memory_reserve_ratio: float = 0.2
+    ) -> int:
+        """How many items fit into `available_mb`, from 1 to `max_batch_size`.
+
+        Args:
+            item_memory_mb: MB of one item; 0 for items that take none.
+            max_batch_size: The largest answer.
+            memory_reserve_ratio: Share (0 to 1) of what is available that the batch leaves to others.
+
+        Raises:
+            ValidationError: Names the argument.
+        """
+        largest = whole_number("max_batch_size", max_batch_size, at_least=1)
+        usable = _without(self.available_mb(), _ratio("memory_reserve_ratio", memory_reserve_ratio))
+        item = _amount("item_memory_mb", item_memory_mb)
+        return largest if item == 0 else max(1, min(largest, int(min(usable / item, largest))))
+
+    def allocate(self, task: str, memory_mb: int) -> bool:
+        """Promise memory to a task until `release`; the same again for a task that this process holds.
+
+        Args:
+            task: Any name.
+            memory_mb: MB.
+
+        Returns:
+            False where that much cannot be promised; a warning says what can.
+
+        Raises:
+            ResourceError: The task is held with less.
+            ValidationError: Names the argument.
+            DatabaseError: The lease cannot be written now.
+        """
+        need = whole_number("memory_mb", memory_mb, at_least=1)
+        short_text("task", task, at_most=LONGEST_PURPOSE)
+        available = 0
+
+        def decide(leases: Sequence[Share]) -> list[tuple[str, float]]:
+            nonlocal available
+            available = self._unpromised(leases)
+            return [(_resource(), need)] if need <= available else []
+
+        _key, holding = self._account.acquire([_resource()], decide, purpose=task, key=("memory", task))
+        if not holding.shares:
+            logger.warning(
+                "no memory for %r: it needs %s MB, and %s MB can be promised", task, f"{need:,}", f"{available:,}"
+            )
+            return False
+        if holding.shares[0].amount < need:
+            held = f"{holding.shares[0].amount:,.0f}"
+            raise ResourceError(f"{need:,} MB are asked for {task!r}, which holds {held} MB; release it first")
+        return True
+
+    def release(self, task: str) -> bool:
+        """Give back what this process holds for a task; False where it holds nothing."""
+        return self._account.release(("memory", task))
+
+    def get_stats(self) -> dict[str, Any]:
+        """The memory and who it is promised to, on this machine, in MB: system_memory, allocations, available_for_allocation_mb.
+
+        Tasks of one name are summed up, whichever process holds them.
+        """
+        memory, leases = self._measure(), self._account.live([_resource()])
+        tasks: dict[str, int] = {}
+        for lease in leases:
+            tasks[lease.purpose] = tasks.get(lease.purpose, 0) + round(lease.amount)
+        used = memory.total - memory.available
+        return {
+            "system_memory": {
+                "total_mb": memory.total // _MB,
+                "available_mb": memory.available // _MB,
+                "used_mb": used // _MB,
+                "percent": round(100 * used / memory.total, 1),
+            },
+            "allocations": {"total_allocated_mb": sum(tasks.values()), "task_count": len(tasks), "tasks": tasks},
+            "available_for_allocation_mb": max(0, self._unpromised(leases)),
+        }
+
+    def close(self) -> None:
+        """Give back what no other manager of this process holds too."""
+        self._account.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _unpromised(self, leases: Sequence[Share]) -> int:
+        return self.available_mb() - still_promised(leases, self._resident({lease.pid for lease in leases}))
+
+
+_current: list[tuple[Settings, MemoryManager]] = []
+
+
+def get_memory_manager() -> MemoryManager:
+    """The manager of this process, with the reserve that its settings give (`resources.memory.reserve_ratio`)."""
+    from rayzyme.settings import get_settings
+
+    settings = get_settings()
+    if not _current or _current[0][0] is not settings:
+        _current[:] = [(settings, MemoryManager(settings.resources.memory.reserve_ratio))]
+    return _current[0][1]
+
+
+def _resource() -> str:
+    return f"memory:{socket.gethostname()}"
+
+
+def _without(amount: float, reserved: float) -> int:
+    return int(amount * (1 - reserved))
+
+
+def _ratio(name: str, value: float) -> float:
+    if not 0 <= _amount(name, value) <= 1:
+        raise ValidationError(f"{name} must be between 0 and 1, not {value!r}")
+    return float(value)
+
+
+def _amount(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < float("inf"):
+        raise ValidationError(f"{name} must be a number of at least 0, not {value!r}")
+    return float(value)

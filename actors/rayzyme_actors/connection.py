@@ -66,6 +66,11 @@ def connect(settings: Settings | None = None) -> dict[str, Any]:
     return {"address": context.gcs_address, "local": address is None}
 
 
+def names_cluster(settings: Settings) -> bool:
+    """Whether the settings or the environment name a running cluster."""
+    return _address(settings) is not None
+
+
 def _address(settings: Settings) -> str | None:
     return os.environ.get("RAY_ADDRESS") or settings.ray.address
 

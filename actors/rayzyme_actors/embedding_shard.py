@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,11 +25,18 @@ from numpy.typing import NDArray
 
 from rayzyme.errors import InsufficientSpace, InvalidInput
 from rayzyme.models.devices import resolve_device
+from rayzyme.monitoring import get_metrics_collector
 from rayzyme.resources import available_memory
 from rayzyme.screening import ExactIndex, ScreeningSet
 from rayzyme.screening.answer import QUERY_COLUMN, SCORE_COLUMN
 from rayzyme.screening.filters import matching_rows
+from rayzyme.settings import Settings, get_settings
+from rayzyme_actors.actor_process import set_up_actor
+from rayzyme_actors.gpu_memory import lease_gpu_memory
 from rayzyme_actors.lanes import Lane, LaneExecutor, Steps
+from rayzyme_actors.metrics import noting_wait
+
+logger = logging.getLogger(__name__)
 
 _ONLINE_TOGETHER = 64
 _RANKED_TOGETHER = 16
@@ -46,7 +55,16 @@ class EmbeddingShard:
     """Rows `start` to `stop` of a screening set on one device."""
 
     def __init__(
-        self, path: str, digest: str, start: int, stop: int, device: str, threads: int, reserve_ratio: float
+        self,
+        path: str,
+        digest: str,
+        start: int,
+        stop: int,
+        device: str,
+        threads: int,
+        reserve_ratio: float,
+        settings: Settings | None = None,
+        gpu_memory_mb: int = 0,
     ) -> None:
         """Begin to load.
 
@@ -58,7 +76,11 @@ class EmbeddingShard:
             device: "auto", "cpu" or "cuda".
             threads: CPU threads to compute with.
             reserve_ratio: Share of the available memory to leave alone, 0 to 1.
+            settings: Of the program that starts the shard; None takes those of this process.
+            gpu_memory_mb: MB (2^20 bytes) to lease on the GPU that Ray gives; 0 on a CPU.
         """
+        set_up_actor(settings)
+        self._gpu_memory_mb = gpu_memory_mb
         self._path, self._digest, self._start, self._stop = path, digest, start, stop
         self._threads, self._reserve_ratio = threads, reserve_ratio
         self._rows_admitted = lru_cache(maxsize=_FILTERS_KEPT)(self._find_rows)
@@ -81,14 +103,14 @@ class EmbeddingShard:
             Columns QUERY_COLUMN (int32), SCORE_COLUMN (float32), `protein_id` and metadata; best first for each query.
         """
         await self._ready()
-        if lane == "batch":
-            future = self._executor.submit(lambda: self._search(queries, k, filters), "batch")
-            return await asyncio.wrap_future(future)
-        request = _Request(queries, k, filters, asyncio.get_running_loop().create_future())
-        self._pending.append(request)
-        # Not awaited: it also searches for others, and must go on when this caller hangs up.
-        self._executor.submit(self._search_pending, "online")
-        return await request.answer
+        with get_metrics_collector().timed("rayzyme_search_seconds", tags={"lane": lane}):
+            if lane == "batch":
+                return await asyncio.wrap_future(self._submit(lambda: self._search(queries, k, filters), "batch"))
+            request = _Request(queries, k, filters, asyncio.get_running_loop().create_future())
+            self._pending.append(request)
+            # Not awaited: it also searches for others, and must go on when this caller hangs up.
+            self._submit(self._search_pending, "online")
+            return await request.answer
 
     async def count_better(
         self, queries: NDArray[np.float32], scores: list[NDArray[np.float32]], protein_ids: list[list[str]]
@@ -104,13 +126,13 @@ class EmbeddingShard:
             For each query int64 (a,): rows of higher score, or of equal score and smaller id.
         """
         await self._ready()
-        future = self._executor.submit(lambda: self._count_better(queries, scores, protein_ids), "batch")
+        future = self._submit(lambda: self._count_better(queries, scores, protein_ids), "batch")
         return await asyncio.wrap_future(future)
 
     async def scores_of(self, queries: NDArray[np.float32], protein_ids: list[list[str]]) -> list[dict[str, float]]:
         """For each query the exact scores of those of its proteins that this slice holds, by id."""
         await self._ready()
-        future = self._executor.submit(lambda: self._scores_of(queries, protein_ids), "batch")
+        future = self._submit(lambda: self._scores_of(queries, protein_ids), "batch")
         return await asyncio.wrap_future(future)
 
     async def describe(self) -> dict[str, Any]:
@@ -124,12 +146,17 @@ class EmbeddingShard:
             "waiting": self._executor.waiting(),
         }  # fmt: skip
 
+    def _submit(self, start: Callable[[], Steps], lane: Lane) -> Future[Any]:
+        return self._executor.submit(noting_wait(start, "embedding_shard", lane), lane)
+
     async def _ready(self) -> None:
         # Shielded: a caller who hangs up must not cancel the loading for all.
         await asyncio.shield(asyncio.wrap_future(self._loaded))
 
     def _load(self, device: str) -> Steps:
         yield from ()
+        if self._gpu_memory_mb:
+            self._lease = lease_gpu_memory("shard", self._gpu_memory_mb, get_settings())
         self._device = resolve_device(device)
         opened = ScreeningSet.open(self._path)
         if opened.digest != self._digest:
@@ -142,6 +169,7 @@ class EmbeddingShard:
         self._proteins = opened.proteins.slice(self._start, self._stop - self._start)
         self._ids: list[str] = self._proteins["protein_id"].to_pylist()
         self._index = ExactIndex(rows, self._ids, device=self._device)
+        logger.info("rows %d to %d of %s are on %s", self._start, self._stop, self._path, self._device)
 
     def _require_memory(self, rows: torch.Tensor) -> None:
         needed = rows.nbytes + rows.numel() * 2

@@ -15,6 +15,7 @@ from rayzyme.errors import WorkerLost
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 180.0
+_FIRST_WORD_S = 20.0
 _LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError)
 
 
@@ -55,15 +56,21 @@ class LongLivedActor:
             WorkerLost: Not ready in time; says what it asked the cluster for.
             RayzymeError: Whatever stopped it from loading, as itself.
         """
-        deadline = time.monotonic() + timeout_s
+        begin = time.monotonic()
+        deadline = begin + timeout_s
+        # Whoever waits is told why before the wait is over.
+        next_word = min(_FIRST_WORD_S, timeout_s)
         while True:
             try:
                 described: dict[str, Any] = ray.get(
-                    self._handle.describe.remote(), timeout=max(0.1, deadline - time.monotonic())
+                    self._handle.describe.remote(), timeout=max(0.1, begin + next_word - time.monotonic())
                 )
                 return described
             except GetTimeoutError:
-                raise WorkerLost(self._not_ready(timeout_s)) from None
+                if time.monotonic() >= deadline:
+                    raise WorkerLost(self._not_ready(timeout_s)) from None
+                logger.warning("still waiting: %s", self._not_ready(next_word))
+                next_word = min(2 * next_word, timeout_s)
             except RayTaskError as error:
                 # What could not load once is not kept: its cause may be gone when somebody asks again.
                 ray.kill(self._handle, no_restart=True)

@@ -1,4 +1,8 @@
-"""Where actors go: one shard per GPU, or one per node without GPUs. Pure: nodes in, plans out."""
+"""Where actors go: one shard per GPU, or one per node without GPUs. Pure: nodes in, plans out.
+
+An actor asks for GPU memory in MB (2^20 bytes). Ray knows GPUs only as numbers, so it is asked for the share of a GPU that
+the memory is, and the actor takes a lease on the memory itself.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayzyme.errors import DeviceUnavailable
+from rayzyme.resources.allocation import gpu_fraction
 
-# More than half a GPU, so that Ray cannot put two shards on one; the rest is for a model beside it.
-SHARD_GPUS = 0.6
-HOST_GPUS = 0.3
+# What CUDA itself and the workspace of a scan take beside the rows, in MB.
+WORKSPACE_MB = 600
+# More than half a GPU, so that Ray cannot put two shards of one set on the same one while another rests.
+_ONE_EACH = 0.5001
 # Long-lived actors rest between requests, and stay. CPUs reserved for them would be lost to tasks for ever.
 ACTOR_CPUS = 0.01
 
@@ -23,11 +29,13 @@ class Node:
         node_id: Ray's id, hexadecimal.
         cpus: Logical CPUs.
         gpus: Logical GPUs.
+        gpu_memory_mb: MB of the smallest of them; 0 where there is none, or it was not asked for.
     """
 
     node_id: str
     cpus: float
     gpus: float
+    gpu_memory_mb: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,8 @@ class ShardPlan:
         start: First row.
         stop: One past the last row.
         node_id: Node that it should run on.
-        num_gpus: GPUs to reserve, 0 on a CPU.
+        num_gpus: Share of a GPU to ask Ray for, 0 on a CPU.
+        gpu_memory_mb: MB of GPU memory to lease, 0 on a CPU.
         threads: CPU threads to compute with.
     """
 
@@ -46,6 +55,7 @@ class ShardPlan:
     stop: int
     node_id: str
     num_gpus: float
+    gpu_memory_mb: int
     threads: int
 
 
@@ -74,21 +84,39 @@ def wants_gpu(device: str, nodes: Sequence[Node]) -> bool:
     return device.startswith("cuda") or (device == "auto" and gpus > 0)
 
 
-def plan_shards(rows: int, nodes: Sequence[Node], device: str) -> list[ShardPlan]:
+def plan_shards(rows: int, nodes: Sequence[Node], device: str, row_bytes: int = 0) -> list[ShardPlan]:
     """Split a set's rows over the cluster's devices, in shares as even as can be; never more shards than rows.
+
+    Args:
+        rows: Of the set.
+        nodes: Of the cluster; those with GPUs say how much memory these have.
+        device: "auto", "cpu", "cuda".
+        row_bytes: What a row takes on a device.
 
     Raises:
         DeviceUnavailable: No node can hold a shard, or "cuda" without GPUs.
+        ResourceError: A shard is larger than its GPU.
     """
-    if wants_gpu(device, nodes):
-        places = [(node, SHARD_GPUS) for node in nodes for _ in range(int(node.gpus))]
-    else:
-        places = [(node, 0.0) for node in nodes]
+    on_gpus = wants_gpu(device, nodes)
+    places = [node for node in nodes for _ in range(int(node.gpus))] if on_gpus else list(nodes)
     if not places:
         raise DeviceUnavailable("the Ray cluster has no live node with CPUs; start one with `ray start --address=...`")
     places = places[: max(1, rows)]
     bounds = [rows * number // len(places) for number in range(len(places) + 1)]
-    return [
-        ShardPlan(bounds[number], bounds[number + 1], node.node_id, num_gpus, max(1, int(node.cpus)))
-        for number, (node, num_gpus) in enumerate(places)
-    ]
+    plans = []
+    for start, stop, node in zip(bounds, bounds[1:], places, strict=False):
+        megabytes = -(-(stop - start) * row_bytes // 2**20) + WORKSPACE_MB if on_gpus else 0
+        share = gpu_fraction(megabytes, node.gpu_memory_mb) if on_gpus else 0.0
+        if on_gpus and places.count(node) > 1:
+            share = max(share, _ONE_EACH)
+        plans.append(ShardPlan(start, stop, node.node_id, share, megabytes, max(1, int(node.cpus))))
+    return plans
+
+
+def host_share(needed_mb: int, nodes: Sequence[Node]) -> float:
+    """The share of a GPU that a model's host asks Ray for: of the smallest GPU, since Ray may choose any.
+
+    Raises:
+        ResourceError: The smallest GPU has less memory than that.
+    """
+    return gpu_fraction(needed_mb, min(node.gpu_memory_mb for node in nodes if node.gpus >= 1))

@@ -20,9 +20,10 @@ from rayzyme.screening import CheckpointRef, ScreeningSet
 from rayzyme.settings import Settings, get_settings
 from rayzyme_actors.connection import connect
 from rayzyme_actors.embedding_shard import EmbeddingShard
+from rayzyme_actors.gpu_memory import with_gpu_memory
 from rayzyme_actors.long_lived import LongLivedActor
 from rayzyme_actors.model_host import ModelHost
-from rayzyme_actors.placement import ACTOR_CPUS, HOST_GPUS, ShardPlan, live_nodes, plan_shards, wants_gpu
+from rayzyme_actors.placement import ACTOR_CPUS, Node, ShardPlan, host_share, live_nodes, plan_shards, wants_gpu
 
 # Per number: as stored, and two bytes more for the bfloat16 copy that is scanned.
 _BYTES_HELD = {"float32": 6, "float16": 4, "bfloat16": 4}
@@ -68,14 +69,15 @@ def name_of_host(checkpoint: str | Path, device: str, settings: Settings) -> str
 
 def start_host(checkpoint: str | Path, name: str, device: str, settings: Settings) -> LongLivedActor:
     """Find or start the host; does not wait until it has loaded."""
-    nodes = live_nodes(ray.nodes())
-    gpus = HOST_GPUS if wants_gpu(device, nodes) else 0
+    nodes = _nodes(device, settings)
+    on_gpu = wants_gpu(device, nodes)
+    needed_mb = settings.resources.gpu.model_memory_mb if on_gpu else 0
     threads = max((int(node.cpus) for node in nodes), default=1)
     actor = LongLivedActor(
         name=name,
         actor_class=ModelHost,
-        arguments=(_as_seen_by_all(checkpoint), settings, device, threads),
-        options={"num_cpus": ACTOR_CPUS, "num_gpus": gpus},
+        arguments=(_as_seen_by_all(checkpoint), settings, device, threads, needed_mb),
+        options={"num_cpus": ACTOR_CPUS, "num_gpus": host_share(needed_mb, nodes) if on_gpu else 0},
         namespace=settings.ray.namespace,
     )  # fmt: skip
     actor.start()
@@ -88,8 +90,10 @@ def start_shards(opened: ScreeningSet, device: str, settings: Settings) -> list[
     Raises:
         DeviceUnavailable: "cuda" on a cluster without GPUs.
         InsufficientSpace: A node's memory, as Ray counts it, is smaller than its shard; nothing was started.
+        ResourceError: A GPU's memory is smaller than its shard; nothing was started.
     """
-    plans = plan_shards(len(opened), live_nodes(ray.nodes()), device)
+    row_bytes = opened.dimension * _BYTES_HELD[opened.embedding_type]
+    plans = plan_shards(len(opened), _nodes(device, settings), device, row_bytes)
     shards = [_shard(opened, plan, number, len(plans), device, settings) for number, plan in enumerate(plans)]
     memory = {node["NodeID"]: node["Resources"].get("memory", 0) for node in ray.nodes()}
     for plan, shard in zip(plans, shards, strict=True):
@@ -102,6 +106,12 @@ def start_shards(opened: ScreeningSet, device: str, settings: Settings) -> list[
     for shard in shards:
         shard.start()
     return shards
+
+
+def _nodes(device: str, settings: Settings) -> list[Node]:
+    """The live nodes; where GPUs are wanted, with the memory that these have."""
+    nodes = live_nodes(ray.nodes())
+    return with_gpu_memory(nodes, settings) if wants_gpu(device, nodes) else nodes
 
 
 def _as_seen_by_all(checkpoint: str | Path) -> str:
@@ -120,6 +130,7 @@ def _shard(
         actor_class=EmbeddingShard,
         arguments=(
             str(opened.path), opened.digest, plan.start, plan.stop, device, plan.threads, settings.resources.memory.reserve_ratio,
+            settings, plan.gpu_memory_mb,
         ),
         options={
             "num_cpus": ACTOR_CPUS,

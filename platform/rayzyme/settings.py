@@ -147,10 +147,14 @@ class GpuSettings(_Section):
     """Attributes:
     auto_allocate: Take GPUs where there are any.
     min_free_memory_mb: MB (2^20 bytes) left free on every GPU when memory is given out.
+    model_memory_mb: MB that a model's host asks for on a GPU.
+    simulated_mb: Pretend to have GPUs of so many MB each, to try placements on machines without any.
     """
 
     auto_allocate: bool = True
     min_free_memory_mb: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)] = 1000
+    model_memory_mb: PositiveInt = 4000
+    simulated_mb: tuple[PositiveInt, ...] = ()
 
 
 class CacheSettings(_Section):
@@ -322,7 +326,9 @@ def _describe(fault: Any) -> str:
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else f"known: {', '.join(known)}"
         return f"{path}: unknown setting; {hint}"
-    return f"{path}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+    # What was given for the database may hold its password, and messages end up in logs.
+    given = "" if location[0] == "database" else f" (got {fault['input']!r})"
+    return f"{path}: {fault['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _names_at(location: list[str]) -> list[str]:

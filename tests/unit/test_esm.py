@@ -159,13 +159,63 @@ def test_a_sequence_that_comes_again_is_not_computed_again(directory: Path) -> N
 
 def test_the_cache_forgets_the_longest_unused_beyond_its_bytes(directory: Path) -> None:
     a, b, c = "MVLS", "AVLS", "CVLS"
-    encoder = ResidueEncoder.load(directory, cache_bytes=2 * 4 * WIDTH * 4)
+    features, overhead = 4 * WIDTH * 4, 128
+    encoder = ResidueEncoder.load(directory, cache_bytes=2 * (features + overhead))
     (kept,), (forgotten,) = encoder.encode([a]), encoder.encode([b])
     encoder.encode([a])
     encoder.encode([c])
 
     assert encoder.encode([a])[0] is kept
     assert encoder.encode([b])[0] is not forgotten
+
+
+def test_features_survive_a_restart(directory: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D70"""
+    (computed,) = ResidueEncoder.load(directory).encode([HBA])
+    monkeypatch.setattr(ResidueEncoder, "_run", lambda *_: pytest.fail("computed again"))
+    (remembered,) = ResidueEncoder.load(directory).encode([HBA])
+
+    np.testing.assert_array_equal(remembered, computed)
+    assert remembered.dtype == np.float32
+    assert not remembered.flags.writeable
+    assert (home / "cache" / "esm" / "cache.db").is_file()
+
+
+def test_features_are_remembered_in_the_folder_that_is_given(
+    directory: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ResidueEncoder.load(directory, cache_dir=tmp_path / "features").encode([HBA])
+    monkeypatch.setattr(ResidueEncoder, "_run", lambda *_: pytest.fail("computed again"))
+    ResidueEncoder.load(directory, cache_dir=tmp_path / "features").encode([HBA])
+
+    assert not (home / "cache" / "esm").exists()
+
+
+def test_no_cache_keeps_nothing_on_disk(directory: Path, home: Path) -> None:
+    ResidueEncoder.load(directory, cache_bytes=0).encode([HBA])
+
+    assert not (home / "cache").exists()
+
+
+@pytest.mark.parametrize("difference", ["a weight", "the heads"])
+def test_another_model_never_gets_the_features_of_the_first(directory: Path, difference: str) -> None:
+    other = tiny_model()
+    if difference == "a weight":
+        with torch.no_grad():
+            other.encoder.layer[0].intermediate.dense.bias += 1
+    else:
+        parameters = {name: value for name, value in other.state_dict().items() if not name.startswith("contact_head")}
+        fewer = transformers.EsmConfig.from_dict(other.config.to_dict() | {"num_attention_heads": HEADS // 2})
+        other = transformers.EsmModel(fewer, add_pooling_layer=False)
+        other.load_state_dict(
+            {name: value for name, value in parameters.items() if "inv_freq" not in name}, strict=False
+        )
+    (first,) = ResidueEncoder.load(directory).encode([HBA])
+    (second,) = ResidueEncoder(other, "other").encode([HBA])
+    (expected,) = ResidueEncoder(other, "other", cache_bytes=0).encode([HBA])
+
+    assert not np.allclose(first, second, atol=1e-3)
+    np.testing.assert_allclose(second, expected, atol=1e-5)
 
 
 def test_more_residues_than_the_model_takes_are_refused(directory: Path) -> None:

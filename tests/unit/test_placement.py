@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from rayzyme.errors import DeviceUnavailable
-from rayzyme_actors.placement import SHARD_GPUS, Node, ShardPlan, live_nodes, plan_shards
+from rayzyme.errors import DeviceUnavailable, ResourceError
+from rayzyme_actors.placement import WORKSPACE_MB, Node, ShardPlan, host_share, live_nodes, plan_shards
 
 LAPTOP = [Node("a", 2, 0)]
-CLUSTER = [Node("a", 8, 2), Node("b", 16, 1), Node("c", 32, 0)]
+CLUSTER = [Node("a", 8, 2, 40_000), Node("b", 16, 1, 24_000), Node("c", 32, 0)]
 
 
 def test_a_laptop_gets_one_shard_with_all_its_cores() -> None:
-    assert plan_shards(100, LAPTOP, "auto") == [ShardPlan(0, 100, "a", 0, 2)]
+    assert plan_shards(100, LAPTOP, "auto") == [ShardPlan(0, 100, "a", 0, 0, 2)]
 
 
 def test_a_cpu_cluster_gets_one_shard_per_node() -> None:
@@ -26,10 +26,23 @@ def test_a_cpu_cluster_gets_one_shard_per_node() -> None:
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_a_gpu_cluster_gets_one_shard_per_gpu(device: str) -> None:
-    plans = plan_shards(90, CLUSTER, device)
+    plans = plan_shards(90, CLUSTER, device, row_bytes=2**20)
     assert [(plan.start, plan.stop, plan.node_id) for plan in plans] == [(0, 30, "a"), (30, 60, "a"), (60, 90, "b")]
-    assert {plan.num_gpus for plan in plans} == {SHARD_GPUS}
-    assert SHARD_GPUS > 0.5, "Ray could put two shards on one GPU"
+    assert {plan.gpu_memory_mb for plan in plans} == {30 + WORKSPACE_MB}
+    alone = plans[2]
+    assert alone.num_gpus == 0.0263, "630 of 24,000 MB, rounded up"
+    assert all(plan.num_gpus > 0.5 for plan in plans[:2]), "Ray could put two shards of one set on one GPU"
+
+
+def test_a_shard_larger_than_its_gpu_is_refused_with_the_figures() -> None:
+    with pytest.raises(ResourceError, match=r"50,600 MB do not fit on a device of 40,000 MB"):
+        plan_shards(50_000, [Node("a", 8, 1, 40_000)], "cuda", row_bytes=2**20)
+
+
+def test_a_host_asks_for_its_share_of_the_smallest_gpu() -> None:
+    """C19"""
+    assert host_share(12_000, CLUSTER) == 0.5
+    assert host_share(12_000, CLUSTER[:1]) == 0.3
 
 
 def test_there_are_never_more_shards_than_rows() -> None:

@@ -1,17 +1,15 @@
 """Residue features from ESM-2 (Lin et al. 2023, doi 10.1126/science.ade2574), through `transformers`.
 
 One loaded model, kept as long as its owner lives. It is read from a directory in `transformers`' format, from the hub,
-or from the `.pt` file of the original release, with the same numbers; features are remembered by content, so that a
-protein that comes again costs nothing.
+or from the `.pt` file of the original release, with the same numbers; features are remembered by content, in memory and on
+disk, so that a protein that comes again costs nothing, also after a restart.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 from argparse import Namespace
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +20,8 @@ from numpy.typing import NDArray
 
 from rayzyme.errors import CheckpointError, InvalidProtein, MissingExtra, NotFound
 from rayzyme.models.safe_loading import load_torch_checkpoint
+from rayzyme.resources import TwoLevelCache
+from rayzyme.settings import get_settings
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ class ResidueEncoder:
         too_long: What to do with more than 1,022 residues. "error" refuses them. "window" runs overlapping windows of
             1,022 residues, 511 apart (the last one flush with the end), and takes each residue from the window in
             which it lies deepest; the model sees no context beyond a window, so such features are an approximation.
-        cache_bytes: Features kept in memory, the longest unused forgotten first; 0 keeps none.
+        cache_bytes: Features kept in memory, the longest unused forgotten first; 0 keeps none, not on disk either.
+        cache_dir: Where features are kept on disk, up to `resources.cache.l2_size_mb`; None is `$RAYZYME_HOME/cache/esm`.
 
     Attributes:
         name: As given.
@@ -91,6 +92,7 @@ class ResidueEncoder:
         device: str = "cpu",
         too_long: TooLong = "error",
         cache_bytes: int = _CACHE_BYTES,
+        cache_dir: Path | None = None,
     ) -> None:
         if model.config.vocab_size != _ALPHABET_SIZE:
             raise CheckpointError(
@@ -102,12 +104,14 @@ class ResidueEncoder:
         self._device = torch.device(device)
         self._model = model.float().eval().requires_grad_(False).to(self._device)
         self._too_long = too_long
-        self._cache = _FeatureCache(cache_bytes)
+        self._cache = _open_cache(cache_bytes, cache_dir) if cache_bytes else None
+        # Options that change the features and not the parameters.
+        self._cache_prefix = f"{self.digest}/{model.config.num_attention_heads}/{model.config.token_dropout}/"
 
     @classmethod
     def load(
         cls, source: str | Path = ESM2_650M, *, device: str = "cpu", too_long: TooLong = "error",
-        cache_bytes: int = _CACHE_BYTES,
+        cache_bytes: int = _CACHE_BYTES, cache_dir: Path | None = None,
     ) -> ResidueEncoder:  # fmt: skip
         """Load ESM-2.
 
@@ -116,6 +120,7 @@ class ResidueEncoder:
             device: "cpu", "cuda" or "cuda:<n>".
             too_long: See the class.
             cache_bytes: See the class.
+            cache_dir: See the class.
 
         Raises:
             MissingExtra: `transformers` is not installed.
@@ -123,7 +128,7 @@ class ResidueEncoder:
             CheckpointError: It is damaged, unsafe to read, incomplete, or no ESM-2 model.
         """
         model = _load_original(Path(source)) if str(source).endswith(".pt") else _load_pretrained(str(source))
-        return cls(model, str(source), device, too_long, cache_bytes)
+        return cls(model, str(source), device, too_long, cache_bytes, cache_dir)
 
     def encode(self, sequences: Sequence[str], protein_ids: Sequence[str] | None = None) -> list[NDArray[np.float32]]:
         """The last layer's representations, without those of the begin and end tokens.
@@ -142,13 +147,17 @@ class ResidueEncoder:
         for name, sequence in zip(names, sequences, strict=True):
             self._require_encodable(name, sequence)
         wanted = list(dict.fromkeys(sequences))
-        features = {sequence: rows for sequence in wanted if (rows := self._cache.get(sequence)) is not None}
+        features = {sequence: rows for sequence in wanted if (rows := self._remembered(sequence)) is not None}
         missing = [sequence for sequence in wanted if sequence not in features]
         for sequence, rows in self._compute(missing):
             rows.flags.writeable = False
-            self._cache.put(sequence, rows)
+            if self._cache is not None:
+                self._cache.set(self._cache_prefix + sequence, rows)
             features[sequence] = rows
         return [features[sequence] for sequence in sequences]
+
+    def _remembered(self, sequence: str) -> NDArray[np.float32] | None:
+        return None if self._cache is None else self._cache.get(self._cache_prefix + sequence)
 
     def _require_encodable(self, name: str, sequence: str) -> None:
         if not sequence:
@@ -186,31 +195,9 @@ class ResidueEncoder:
         return [states[row, 1 : len(text) + 1].numpy().copy() for row, text in enumerate(texts)]
 
 
-class _FeatureCache:
-    """Arrays by sequence up to a number of bytes; safe to use from several threads."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._held = 0
-        self._entries: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, sequence: str) -> NDArray[np.float32] | None:
-        with self._lock:
-            if sequence in self._entries:
-                self._entries.move_to_end(sequence)
-            return self._entries.get(sequence)
-
-    def put(self, sequence: str, features: NDArray[np.float32]) -> None:
-        if features.nbytes > self._capacity:
-            return
-        with self._lock:
-            replaced = self._entries.pop(sequence, None)
-            self._held -= 0 if replaced is None else replaced.nbytes
-            self._entries[sequence] = features
-            self._held += features.nbytes
-            while self._held > self._capacity:
-                self._held -= self._entries.popitem(last=False)[1].nbytes
+def _open_cache(memory_bytes: int, folder: Path | None) -> TwoLevelCache:
+    settings = get_settings()
+    return TwoLevelCache(memory_bytes / 2**20, settings.resources.cache.l2_size_mb, folder or settings.cache / "esm")
 
 
 def _window_starts(length: int) -> list[int]:

@@ -7,27 +7,52 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.handlers
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+from rayzyme.errors import ValidationError
+from rayzyme.monitoring.log_file import SharedLogFile
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LOGGERS = ("rayzyme", "rayzyme_actors", "rayzyme_serve")
 _STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _context: ContextVar[dict[str, Any] | None] = ContextVar("rayzyme_log_context", default=None)
+_handlers: list[logging.Handler] = []
+_configuring = threading.Lock()
 
 
 @contextmanager
 def log_context(**fields: Any) -> Iterator[None]:
-    """Add fields (`job_id=...`, `request_id=...`) to every line written inside, also across `await`."""
+    """Add fields (`job_id=...`, `task=...`, `attempt=...`) to every line written inside, also across `await`.
+
+    Other threads do not see them; what is handed to one is wrapped in `with_log_context`.
+    """
     token = _context.set({**(_context.get() or {}), **fields})
     try:
         yield
     finally:
         _context.reset(token)
+
+
+def with_log_context(function: Callable[P, T]) -> Callable[P, T]:
+    """`function` with the fields of here and now, for a thread or executor: `pool.submit(with_log_context(work))`."""
+    fields = dict(_context.get() or {})
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with log_context(**fields):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def configure_logging(
@@ -42,11 +67,15 @@ def configure_logging(
     Args:
         level: Least severe level that is written.
         console: Write to standard error.
-        file: Write to `rayzyme.log` in `directory`, rotated at 10 MB, five kept.
+        file: Write to `rayzyme.log` in `directory`, rotated at 10 MB, five kept; processes may share it.
         structured: One JSON object a line, with keys timestamp, level, logger, message, module, function, line, the
-            fields of `extra=` and `log_context`, and exception where there is one.
+            fields of `log_context` and `extra=`, and exception where there is one.
         directory: Folder of the log file; None takes `$RAYZYME_HOME/logs`.
+
+    Raises:
+        ValidationError: There is no such level.
     """
+    level = _known_level(level)
     handlers: list[logging.Handler] = []
     if console:
         handlers.append(logging.StreamHandler(sys.stderr))
@@ -55,25 +84,43 @@ def configure_logging(
             from rayzyme.settings import get_settings
 
             directory = get_settings().home / "logs"
-        directory.mkdir(parents=True, exist_ok=True)
-        handlers.append(
-            logging.handlers.RotatingFileHandler(
-                directory / "rayzyme.log", maxBytes=10_000_000, backupCount=5, encoding="utf-8"
-            )
-        )
-    formatter = (
-        JsonFormatter() if structured else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    )
-    for root in ("rayzyme", "rayzyme_actors", "rayzyme_serve"):
-        logger = logging.getLogger(root)
-        for old in list(logger.handlers):
-            logger.removeHandler(old)
+        handlers.append(SharedLogFile(Path(directory) / "rayzyme.log"))
+    for handler in handlers:
+        handler.setFormatter(JsonFormatter() if structured else TextFormatter())
+    with _configuring:
+        for root in _LOGGERS:
+            logger = logging.getLogger(root)
+            # Handlers that others added are theirs.
+            for old in _handlers:
+                logger.removeHandler(old)
+            for handler in handlers:
+                logger.addHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = False
+        for old in _handlers:
             old.close()
-        for handler in handlers:
-            handler.setFormatter(formatter)
-            logger.addHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = False
+        _handlers[:] = handlers
+
+
+def _known_level(level: int | str) -> int:
+    known = logging.getLevelNamesMapping()
+    if isinstance(level, str) and level.upper() in known:
+        return known[level.upper()]
+    if isinstance(level, int) and not isinstance(level, bool):
+        return level
+    raise ValidationError(f"level must be a number or one of {', '.join(known)}, not {level!r}")
+
+
+class TextFormatter(logging.Formatter):
+    """Time, level, logger and message, with the fields of `log_context` behind it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the standard library's name
+        """The line without its exception."""
+        fields = " ".join(f"{key}={value}" for key, value in (_context.get() or {}).items())
+        return super().formatMessage(record) + (f" [{fields}]" if fields else "")
 
 
 class JsonFormatter(logging.Formatter):
@@ -91,9 +138,33 @@ class JsonFormatter(logging.Formatter):
             "module": record.module,
             "function": record.funcName,
             "line": record.lineno,
-            **(_context.get() or {}),
-            **{key: value for key, value in vars(record).items() if key not in _STANDARD_ATTRIBUTES},
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        extras = {key: value for key, value in vars(record).items() if key not in _STANDARD_ATTRIBUTES}
+        for key, value in {**(_context.get() or {}), **extras}.items():
+            # A reader relies on the keys above.
+            line[f"extra_{key}" if key in line else key] = value
+        return _as_json(line)
+
+
+def _as_json(line: Mapping[str, Any]) -> str:
+    try:
+        return _strict_json(line)
+    except (TypeError, ValueError):
+        return _strict_json({key: _sayable(value) for key, value in line.items()})
+
+
+def _sayable(value: Any) -> Any:
+    """Not a number, a key that is no text, what contains itself: what JSON cannot say becomes Python's text."""
+    try:
+        _strict_json(value)
+    except (TypeError, ValueError):
+        return repr(value)
+    return value
+
+
+def _strict_json(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False, allow_nan=False)

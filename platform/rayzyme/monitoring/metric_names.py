@@ -1,0 +1,76 @@
+"""Every metric that Rayzyme itself publishes, each described once; docs/metrics.md shows the same table.
+
+The collector takes other names too: those without the prefix `rayzyme_` are the caller's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDefinition:
+    """What a name stands for.
+
+    Attributes:
+        name: Letters, digits and underscores; counters of ours end in `_total`.
+        kind: "counter" only grows, "gauge" holds the last value, "histogram" sums up many measured values.
+        unit: Of its values, as a word in the plural; None for a bare number.
+        tags: Keys that every value carries.
+        description: One sentence for people.
+    """
+
+    name: str
+    kind: Kind
+    unit: str | None = None
+    tags: tuple[str, ...] = ()
+    description: str = ""
+
+
+_PUBLISHED = (
+    MetricDefinition(
+        "rayzyme_gpu_memory_free_mb", "gauge", "megabytes", ("device",),
+        "Memory of a GPU that nobody uses, as its driver counts, in MB of 2^20 bytes; leases are not taken off.",
+    ),
+    MetricDefinition("rayzyme_gpu_allocations_total", "counter", None, (), "Allocations of GPU memory that were granted."),
+    MetricDefinition("rayzyme_gpu_refusals_total", "counter", None, (), "Allocations of GPU memory that found too little free."),
+    MetricDefinition("rayzyme_data_bytes", "gauge", "bytes", (), "Size of the data store on disk."),
+    MetricDefinition("rayzyme_data_entries", "gauge", None, (), "Entries of the data store."),
+    MetricDefinition("rayzyme_data_hits_total", "counter", None, (), "Loads from the data store that found their entry."),
+    MetricDefinition("rayzyme_data_misses_total", "counter", None, (), "Loads from the data store that found nothing."),
+    MetricDefinition(
+        "rayzyme_data_evictions_total", "counter", None, (), "Entries that left the data store to make room for others."
+    ),
+    MetricDefinition(
+        "rayzyme_data_corrupt_total", "counter", None, (), "Entries of the data store that were found torn or altered."
+    ),
+    MetricDefinition("rayzyme_checkpoints_total", "counter", None, (), "Checkpoints of component states that were written."),
+    MetricDefinition(
+        "rayzyme_checkpoints_corrupt_total", "counter", None, (), "Checkpoints that were found torn or altered."
+    ),
+    MetricDefinition("rayzyme_progress_percent", "gauge", "percent", (), "Progress that was last reported, 0 to 100."),
+    MetricDefinition("rayzyme_cache_hits_total", "counter", None, ("level",), "Cache look-ups answered, by level."),
+    MetricDefinition("rayzyme_cache_misses_total", "counter", None, (), "Cache look-ups that neither level could answer."),
+    MetricDefinition(
+        "rayzyme_cache_corrupt_total", "counter", None, (),
+        "Cache entries on disk that were torn, altered or not ours; each was removed and counted as a miss.",
+    ),
+    MetricDefinition(
+        "rayzyme_encode_seconds", "histogram", "seconds", ("kind",),
+        "Time a model host computed on one step of encoding, by what it encoded (reactions, proteins).",
+    ),
+    MetricDefinition(
+        "rayzyme_search_seconds", "histogram", "seconds", ("lane",),
+        "Time from a shard's receiving a search to its answer, by lane (online, batch).",
+    ),
+    MetricDefinition(
+        "rayzyme_lane_wait_seconds", "histogram", "seconds", ("actor", "lane"),
+        "Time that a work waited in a lane (online, batch) of a model host or shard before its first step.",
+    ),
+)  # fmt: skip
+
+METRICS = {metric.name: metric for metric in _PUBLISHED}
+"""By name."""

@@ -53,6 +53,9 @@ class Database:
         """
         try:
             with self.engine.begin() as connection:
+                if self.is_postgresql:
+                    # As long as SQLite waits; whoever holds the lock may have been stopped for ever.
+                    connection.execute(text(f"SET LOCAL lock_timeout = '{_BUSY_TIMEOUT_S}s'"))
                 if exclusive is not None and self.is_postgresql:
                     connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": exclusive})
                 yield connection

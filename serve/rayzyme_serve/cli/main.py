@@ -13,7 +13,7 @@ import rayzyme
 from rayzyme import errors
 from rayzyme.monitoring import configure_logging
 from rayzyme.settings import load_settings, use_settings
-from rayzyme_serve.cli import checkpoints, evaluating, screening, sets
+from rayzyme_serve.cli import checkpoints, data, evaluating, gpus, screening, sets, stats
 from rayzyme_serve.cli.context import Context
 from rayzyme_serve.cli.output import OutputFormat
 
@@ -23,12 +23,16 @@ EXIT_CODES: dict[type[Exception], int] = {
     errors.NotFound: 3,
     FileNotFoundError: 3,
     errors.CheckpointError: 4,
+    errors.DamagedFile: 4,
     errors.CheckpointMismatch: 4,
     errors.DeviceUnavailable: 5,
     errors.InsufficientSpace: 5,
+    errors.ResourceError: 5,
+    errors.CacheTooSmall: 5,
     errors.MissingExtra: 5,
     errors.DownloadFailed: 6,
     errors.WorkerLost: 7,
+    errors.DatabaseError: 7,
     ConnectionError: 7,
 }
 
@@ -37,12 +41,16 @@ app = typer.Typer(
     help="Find the enzymes that may catalyse a reaction.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 2 bad input or usage, 3 not found, 4 unusable checkpoint, 5 device, memory, disk or an "
-    "optional package is lacking, 6 download failed, 7 a worker or the cluster was lost, 130 interrupted.",
+    epilog="Exit codes: 0 done, 2 bad input or usage, 3 not found, 4 unusable checkpoint or damaged file, 5 "
+    "device, memory, disk or an optional package is lacking, 6 download failed, 7 a worker, the cluster or the database was "
+    "lost, 130 interrupted.",
 )
 app.command("screen")(screening.screen_command)
 app.command("evaluate")(evaluating.evaluate_command)
+app.command("gpus")(gpus.gpus_command)
+app.command("stats")(stats.stats_command)
 app.add_typer(sets.app, name="sets")
+app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
 
 

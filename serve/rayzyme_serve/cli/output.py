@@ -13,8 +13,10 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from rayzyme.monitoring import ProgressTracker
 
 Tick = Callable[[int, int], None]
 
@@ -120,12 +122,51 @@ class TableOutput(_Silent):
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         # Off a terminal a bar is noise in a log.
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task(label, total=None, left="")
+            measured = _Measured(label)
+
+            def tick(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total, left=time_left(measured.update(done, total)))
+
+            yield tick
+
+
+class _Measured:
+    """What a tracker makes of (done, in all); a total that turns out otherwise begins anew."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._tracker = ProgressTracker()
+        self._total: int | None = None
+        self._done = 0
+
+    def update(self, done: int, total: int) -> dict[str, Any]:
+        if total != self._total:
+            self._tracker, self._total, self._done = ProgressTracker(), total, 0
+            self._tracker.start_task(self._label, self._label, total)
+        self._tracker.update_task(self._label, max(0, done - self._done))
+        self._done = done
+        return self._tracker.get_progress()
+
+
+def time_left(progress: Mapping[str, Any]) -> str:
+    """What a tracker's answer says of the time left: an estimate, and the range that it lies in four times of five."""
+    if progress["stalled"]:
+        return "stalled"
+    if progress["estimated_remaining"] is None:
+        return ""
+    left, low, high = (_clock(progress[key]) for key in ("estimated_remaining", "eta_low", "eta_high"))
+    return f"{left} left" if low == high else f"{left} left ({low} to {high})"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _cell(value: Any) -> str:

@@ -15,6 +15,7 @@ from rayzyme.screening.building import BuildReport, build_screening_set
 from rayzyme.screening.importing import read_embeddings
 from rayzyme.screening.library import ScreeningSetLibrary
 from rayzyme.screening.screening_set import EmbeddingType
+from rayzyme_serve.cli.audit import audited
 from rayzyme_serve.cli.context import Context, DeviceOption, OutputOption
 from rayzyme_serve.cli.output import Output
 
@@ -115,7 +116,9 @@ def remove_command(context: typer.Context, name: NameArgument, output: OutputOpt
     """Delete a set."""
     own: Context = context.obj
     printer = own.output(output)
-    path = ScreeningSetLibrary(own.settings.screening_sets).remove(name)
+    with audited() as record:
+        path = ScreeningSetLibrary(own.settings.screening_sets).remove(name)
+        record(f"screening_set:{name}", "sets remove", {"path": str(path)})
     printer.document({"schema": "rayzyme.sets.remove/1", "name": name, "path": str(path)})
     printer.value(name)
     printer.note(f"set {name!r} removed: {path}")

@@ -16,6 +16,7 @@ from tests.support.values import same, values
 
 import rayzyme
 from rayzyme.errors import CacheEntryLost, ValidationError
+from rayzyme.monitoring import get_metrics_collector
 from rayzyme.storage import DataHandler
 
 
@@ -310,6 +311,7 @@ def test_a_file_that_is_gone_is_told_and_forgotten(handler: DataHandler) -> None
 def test_a_flipped_bit_is_quarantined_and_never_given_out(handler: DataHandler) -> None:
     """C26"""
     key = handler.store_structure({"positions": np.random.default_rng(0).normal(size=(100, 3))}, "protein1")
+    before = get_metrics_collector().get_counter("rayzyme_data_corrupt_total")
     file = entry_file(handler, key)
     content = bytearray(file.read_bytes())
     content[200] ^= 4
@@ -318,6 +320,7 @@ def test_a_flipped_bit_is_quarantined_and_never_given_out(handler: DataHandler) 
         handler.load_data(key)
     assert [path.name.partition(".")[0] for path in (handler.cache_dir / "bad").iterdir()] == [key]
     assert handler.list_entries() == []
+    assert get_metrics_collector().get_counter("rayzyme_data_corrupt_total") == before + 1
 
 
 def test_verify_finds_every_bad_entry(handler: DataHandler) -> None:

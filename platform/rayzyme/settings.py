@@ -15,7 +15,13 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic import ValidationError as PydanticValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from rayzyme.errors import ValidationError
 
@@ -32,7 +38,13 @@ def _refuse_bool(value: object) -> object:
 
 
 PositiveInt = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+Seconds = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, allow_inf_nan=False)]
 Ratio = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=1)]
+
+
+_PREFIX = "RAYZYME_"
+# Variables of that prefix that are no settings.
+_OTHER_VARIABLES = frozenset({"CONFIG", "CLIPZYME_CHECKPOINT"})
 
 
 class _Section(BaseModel):
@@ -139,8 +151,16 @@ class LeaseSettings(_Section):
     renew: Seconds between renewals; well below `ttl`.
     """
 
-    ttl: Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0)] = 30.0
-    renew: Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0)] = 10.0
+    ttl: Seconds = 30.0
+    renew: Seconds = 10.0
+
+    @model_validator(mode="after")
+    def _renewed_in_time(self) -> LeaseSettings:
+        if self.renew >= self.ttl:
+            raise ValueError(
+                f"renew ({self.renew:g} s) must be below ttl ({self.ttl:g} s), or leases lapse in good hands"
+            )
+        return self
 
 
 class GpuSettings(_Section):
@@ -206,7 +226,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="RAYZYME_",
+        env_prefix=_PREFIX,
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
@@ -266,8 +286,16 @@ def load_settings(config_file: str | Path | None = None, overrides: Mapping[str,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=file_values)
 
+    for key in overrides or {}:
+        if not isinstance(key, str):
+            raise ValidationError(f"overrides: {key!r} is no name of a setting; names are texts")
+    _refuse_unknown_variables()
     try:
         sourced = SourcedSettings(**(overrides or {}))
+    except SettingsError as error:
+        raise ValidationError(
+            f"an environment variable RAYZYME_... cannot be read: {error.__cause__ or error}"
+        ) from None
     except PydanticValidationError as error:
         faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
         where = f" (file {file})" if file is not None else ""
@@ -315,7 +343,24 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ValidationError(f"settings file {file} must hold a mapping of sections, not a {type(values).__name__}")
+    odd = [key for key in values if not isinstance(key, str)]
+    if odd:
+        raise ValidationError(f"settings file {file}: {odd[0]!r} is no name of a setting; names are texts")
     return values
+
+
+def _refuse_unknown_variables() -> None:
+    """A section that is misspelt in a file is refused; one in the environment must not be passed over either."""
+    known = {name.upper() for name in Settings.model_fields} | _OTHER_VARIABLES
+    for variable in sorted(os.environ):
+        section = variable.upper().removeprefix(_PREFIX).partition("__")[0]
+        if not variable.upper().startswith(_PREFIX) or section in known:
+            continue
+        near = difflib.get_close_matches(section, known, n=1)
+        # What resembles no setting may be somebody's own.
+        if near or "__" in variable:
+            hint = f"did you mean {_PREFIX}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            raise ValidationError(f"environment variable {variable}: unknown setting; {hint}")
 
 
 def _describe(fault: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 from sqlalchemy import select
 from typer.testing import CliRunner
 
-from rayzyme.database import open_database
+from rayzyme.database import open_database, record_event
 from rayzyme.database.tables import JobEvent
 from rayzyme.errors import CheckpointError, DamagedFile, NotFound
+from rayzyme.resources import GPUManager
 from rayzyme.storage import CheckpointManager, DataHandler
+from rayzyme_serve.cli.audit import audited
 from rayzyme_serve.cli.main import app
 
 
@@ -123,11 +126,17 @@ def test_checkpoints_without_a_folder_are_model_weights() -> None:
 
 def test_gpus_are_listed_with_what_they_have_for_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """C63"""
-    assert run("gpus") == {"schema": "rayzyme.gpus/1", "gpus": []}
+    assert run("gpus") == {"schema": "rayzyme.gpus/1", "gpus": [], "leases": []}
     monkeypatch.setenv("RAYZYME_RESOURCES__GPU__SIMULATED_MB", "[40000, 8500]")
     first, second = run("gpus")["gpus"]
     assert (first["memory_total"], second["memory_free"]) == (40_000, 8_500)
     assert "7,500" in second["tasks"]["dynamics"], "1,000 MB stay free"
+    with GPUManager.from_settings({"simulation": 30_000}) as manager:
+        manager.allocate_gpus("simulation")
+        (lease,) = run("gpus")["leases"]
+        assert (lease["amount"], lease["purpose"], lease["pid"]) == (30_000, "simulation", os.getpid())
+        assert [held["purpose"] for held in run("stats")["leases"]] == ["simulation"]
+        assert "holds 30,000 MB" in CliRunner().invoke(app, ["gpus"]).output
 
 
 def test_stats_show_the_metrics_of_the_components(keys: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,5 +148,28 @@ def test_stats_show_the_metrics_of_the_components(keys: dict[str, str], monkeypa
     assert report["metrics"]["rayzyme_data_entries"] == 2
     assert report["metrics"]["rayzyme_data_bytes"] > 0
     assert any(name.startswith("rayzyme_gpu_memory_free_mb") for name in report["metrics"])
-    assert report["cluster_metrics"] == {}
     assert "num_entries" in CliRunner().invoke(app, ["stats"]).output
+
+
+def test_a_long_command_does_not_keep_others_from_the_database(home: Path) -> None:
+    """C63, D15"""
+    with audited() as record:
+        record("data:1", "deleted", {})
+        database = open_database()
+        with database.begin() as connection:
+            record_event(connection, "data:2", "meanwhile")
+        database.close()
+    assert events() == [("data:2", "meanwhile"), ("data:1", "deleted")]
+
+
+def test_what_was_deleted_before_an_error_is_recorded(home: Path) -> None:
+    """C63"""
+
+    def break_off() -> None:
+        with audited() as record:
+            record("data:1", "deleted", {})
+            raise RuntimeError("broken off")
+
+    with pytest.raises(RuntimeError, match="broken off"):
+        break_off()
+    assert events() == [("data:1", "deleted")]

@@ -264,3 +264,9 @@ def test_a_planted_password_never_appears(home: Path, lines: Any) -> None:
 
     assert len(lines()) >= 6
     assert PASSWORD not in (home / "logs" / "rayzyme.log").read_text()
+
+
+def test_a_message_cannot_look_like_another_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO")
+    logging.getLogger("rayzyme").info("first\n2026-11-25 00:00:00,000 ERROR   rayzyme: forged")
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("2026-11-25 00")] == []

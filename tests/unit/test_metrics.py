@@ -324,3 +324,16 @@ def test_our_counters_are_named_as_they_are_exported() -> None:
         assert metric.name.startswith("rayzyme_")
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
         assert metric.description.endswith("."), metric.name
+
+
+def test_nobody_can_take_the_name_of_one_of_our_own_metrics() -> None:
+    """D71"""
+    collector = MetricsCollector()
+    with pytest.raises(
+        ValidationError, match=r"rayzyme_gpu_memory_free_mb is Rayzyme's own gauge with the tags \['device'\]"
+    ):
+        collector.increment("rayzyme_gpu_memory_free_mb")
+    with pytest.raises(ValidationError, match="both exported as"):
+        collector.increment("rayzyme_data_hits")
+    collector.set_gauge("rayzyme_gpu_memory_free_mb", 1, tags={"device": "a"})
+    collector.increment("rayzyme_data_hits_total")

@@ -76,3 +76,37 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings().device = "cuda"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("RAYZYME_SHEDULER__MAX_CONCURRENT_JOBS", "4", "MAX_CONCURRENT_JOBS: unknown setting; did you mean RAYZYME_SCHEDULER"),
+        ("RAYZYME_SCHEDULER", '{"x', "an environment variable RAYZYME_... cannot be read"),
+        ("RAYZYME_LEASES__TTL", "inf", "leases.ttl"),
+        ("RAYZYME_LEASES__RENEW", "40", "renew (40 s) must be below ttl (30 s)"),
+    ],
+)  # fmt: skip
+def test_faults_in_the_environment_are_told(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    """D73"""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValidationError) as caught:
+        load_settings()
+    assert message in str(caught.value)
+
+
+def test_names_of_settings_are_texts(tmp_path: Path) -> None:
+    """D73"""
+    with pytest.raises(ValidationError, match="1 is no name of a setting"):
+        load_settings(write(tmp_path, "1: 2"))
+    with pytest.raises(ValidationError, match="1 is no name of a setting"):
+        load_settings(overrides={1: 2})  # type: ignore[dict-item]
+
+
+def test_a_database_password_is_never_shown(tmp_path: Path) -> None:
+    """D11"""
+    with pytest.raises(ValidationError) as caught:
+        load_settings(overrides={"database": {"host": "a", "url": "postgresql://u:planted@h/d", "port": "planted"}})
+    assert "planted" not in str(caught.value)

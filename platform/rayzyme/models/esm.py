@@ -42,7 +42,6 @@ _ALPHABET_SIZE = len(_SPECIAL_TOKENS) + len(_RESIDUES) + 2  # and <null_1>, <mas
 
 _TOKENS_AT_A_TIME = {"cpu": LONGEST_SEQUENCE + 2, "cuda": 16 * (LONGEST_SEQUENCE + 2)}
 _WINDOW_STRIDE = LONGEST_SEQUENCE // 2
-_CACHE_BYTES = 1 << 30
 
 _ORIGINAL_PREFIXES = ("encoder.sentence_encoder.", "encoder.")
 # Names within a layer and at the top: original release -> transformers.
@@ -76,7 +75,8 @@ class ResidueEncoder:
         too_long: What to do with more than 1,022 residues. "error" refuses them. "window" runs overlapping windows of
             1,022 residues, 511 apart (the last one flush with the end), and takes each residue from the window in
             which it lies deepest; the model sees no context beyond a window, so such features are an approximation.
-        cache_bytes: Features kept in memory, the longest unused forgotten first; 0 keeps none, not on disk either.
+        cache_bytes: Features kept in memory, the longest unused forgotten first; 0 keeps none, not on disk either. None takes
+            `resources.cache.l1_size_mb`.
         cache_dir: Where features are kept on disk, up to `resources.cache.l2_size_mb`; None is `$RAYZYME_HOME/cache/esm`.
 
     Attributes:
@@ -91,7 +91,7 @@ class ResidueEncoder:
         name: str,
         device: str = "cpu",
         too_long: TooLong = "error",
-        cache_bytes: int = _CACHE_BYTES,
+        cache_bytes: int | None = None,
         cache_dir: Path | None = None,
     ) -> None:
         if model.config.vocab_size != _ALPHABET_SIZE:
@@ -104,14 +104,14 @@ class ResidueEncoder:
         self._device = torch.device(device)
         self._model = model.float().eval().requires_grad_(False).to(self._device)
         self._too_long = too_long
-        self._cache = _open_cache(cache_bytes, cache_dir) if cache_bytes else None
+        self._cache = None if cache_bytes == 0 else _open_cache(cache_bytes, cache_dir)
         # Options that change the features and not the parameters.
         self._cache_prefix = f"{self.digest}/{model.config.num_attention_heads}/{model.config.token_dropout}/"
 
     @classmethod
     def load(
         cls, source: str | Path = ESM2_650M, *, device: str = "cpu", too_long: TooLong = "error",
-        cache_bytes: int = _CACHE_BYTES, cache_dir: Path | None = None,
+        cache_bytes: int | None = None, cache_dir: Path | None = None,
     ) -> ResidueEncoder:  # fmt: skip
         """Load ESM-2.
 
@@ -195,9 +195,10 @@ class ResidueEncoder:
         return [states[row, 1 : len(text) + 1].numpy().copy() for row, text in enumerate(texts)]
 
 
-def _open_cache(memory_bytes: int, folder: Path | None) -> TwoLevelCache:
-    settings = get_settings()
-    return TwoLevelCache(memory_bytes / 2**20, settings.resources.cache.l2_size_mb, folder or settings.cache / "esm")
+def _open_cache(memory_bytes: int | None, folder: Path | None) -> TwoLevelCache:
+    sizes, cache = get_settings().resources.cache, get_settings().cache
+    memory_mb = sizes.l1_size_mb if memory_bytes is None else memory_bytes / 2**20
+    return TwoLevelCache(memory_mb, sizes.l2_size_mb, folder or cache / "esm")
 
 
 def _window_starts(length: int) -> list[int]:

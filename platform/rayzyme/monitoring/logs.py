@@ -120,7 +120,9 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the standard library's name
         """The line without its exception."""
         fields = " ".join(f"{key}={value}" for key, value in (_context.get() or {}).items())
-        return super().formatMessage(record) + (f" [{fields}]" if fields else "")
+        line = super().formatMessage(record) + (f" [{fields}]" if fields else "")
+        # Indented, so that nothing inside of a message looks like a line of its own.
+        return line.replace("\n", "\n    ")
 
 
 class JsonFormatter(logging.Formatter):

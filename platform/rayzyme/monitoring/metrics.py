@@ -77,7 +77,10 @@ class MetricsCollector:
         """Forget every metric; for tests. Listeners stay."""
         with self._lock:
             self._metrics: dict[str, _Metric] = {}
-            self._exported_names: dict[str, str] = {}
+            # Rayzyme's own are taken before anybody asks.
+            self._exported_names = {
+                exported: name for name, metric in METRICS.items() for exported in exported_names(metric)
+            }
             # Straight from what callers give, a name or (name, *tags.items()), to the series: the quick way in.
             self._quick: dict[object, _Series] = {}
             self._unkept: dict[Kind, _Series] = {}
@@ -263,8 +266,8 @@ class MetricsCollector:
         """Refuse a name whose exported form another one has: `hits` and `hits_total` are the same to Prometheus."""
         names = exported_names(definition)
         for exported in names:
-            if exported in self._exported_names:
-                other = self._exported_names[exported]
+            other = self._exported_names.get(exported, definition.name)
+            if other != definition.name:
                 raise ValidationError(f"{definition.name} and {other} are both exported as {exported}; rename one")
         self._exported_names.update(dict.fromkeys(names, definition.name))
 
@@ -344,9 +347,12 @@ def _define(name: str, kind: Kind, tags: Tags, unit: str | None) -> MetricDefini
         if not isinstance(key, str) or not _TAG_KEY.fullmatch(key):
             raise ValidationError(f"{name}: {key!r} cannot be the key of a tag; use letters, digits and underscores")
     known = METRICS.get(name)
-    if known is not None and (known.kind, set(known.tags)) == (kind, set(tags)):
+    if known is None:
+        return MetricDefinition(name, kind, unit, tuple(sorted(tags)))
+    if (known.kind, set(known.tags)) == (kind, set(tags)):
         return known
-    return MetricDefinition(name, kind, unit, tuple(sorted(tags)))
+    # Else whoever came first would decide for the room that publishes it.
+    raise ValidationError(f"{name} is Rayzyme's own {known.kind} with the tags {list(known.tags)}; use another name")
 
 
 def _finite(name: str, value: Any) -> float:

@@ -34,7 +34,7 @@ def sole_owner(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.debug("waiting for another process that works on %s", path)
+            logger.info("waiting for another process that works on %s", path)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -61,10 +61,11 @@ def verify_command(context: typer.Context, folder: FolderOption = None, output: 
     printer = own.output(output)
     with _store(own, folder) as store:
         entries = len(store.list_entries())
-        with audited() as record:
-            bad = store.verify()
-            for key in bad:
-                record(f"data:{key}", "data verify: gone, or damaged and set aside", {})
+        bad = store.verify()
+        if bad:
+            with audited() as record:
+                for key in bad:
+                    record(f"data:{key}", "data verify: gone, or damaged and set aside", {})
         place = store.cache_dir
     printer.document({"schema": "rayzyme.data.verify/1", "entries": entries, "bad": bad})
     for key in bad:

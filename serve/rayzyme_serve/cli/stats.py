@@ -15,9 +15,12 @@ def stats_command(context: typer.Context, output: OutputOption = None) -> None:
     own: Context = context.obj
     printer = own.output(output)
     with GPUManager.from_settings() as gpus, DataHandler(own.settings.home / "data") as data:
-        reporter = StatusReporter(gpus=gpus, data=data)
+        # SQLAlchemy and Ray take their time to load, and most commands need neither.
+        from rayzyme.database.leases import leases_now
         from rayzyme_actors.cluster_metrics import cluster_metrics
 
+        reporter = StatusReporter(gpus=gpus, data=data)
+        reporter.register("leases", lambda: leases_now(own.settings))
         reporter.register("cluster_metrics", lambda: cluster_metrics(own.settings))
         report = reporter.report()
     printer.document(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,19 @@ def positive_number(name: str, value: Any) -> float:
     Raises:
         ValidationError: Names the argument.
     """
-    if not (_is_int(value) or isinstance(value, float)):
-        raise ValidationError(f"{name} must be a number, not {value!r}")
-    if not 0 < value < float("inf"):
+    if not 0 < _number(name, value) < float("inf"):
         raise ValidationError(f"{name} must be a finite number above 0, not {value!r}")
+    return float(value)
+
+
+def number_from_zero(name: str, value: Any) -> float:
+    """A finite number of at least zero; True is not one.
+
+    Raises:
+        ValidationError: Names the argument.
+    """
+    if not 0 <= _number(name, value) < float("inf"):
+        raise ValidationError(f"{name} must be a finite number of at least 0, not {value!r}")
     return float(value)
 
 
@@ -71,5 +81,12 @@ def folder_path(name: str, value: Any) -> Path:
     return path
 
 
+def _number(name: str, value: Any) -> Any:
+    if not (_is_int(value) or isinstance(value, float)):
+        raise ValidationError(f"{name} must be a number, not {value!r}")
+    return value
+
+
 def _is_int(value: Any) -> bool:
-    return hasattr(type(value), "__index__") and not isinstance(value, bool) and type(value).__name__ != "bool"
+    # NumPy's integers are `Integral`; its arrays and truth values are not.
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -29,6 +29,8 @@ def same(found: Any, expected: Any) -> bool:
         return len(found) == len(expected) and all(map(same, found, expected))
     if isinstance(expected, set):
         return len(found) == len(expected) and all(any(same(item, other) for item in found) for other in expected)
+    if isinstance(expected, (np.str_, np.bytes_)):
+        return len(found) == len(expected) and bool(found == expected)
     if isinstance(expected, np.generic):
         return found.dtype == expected.dtype and found.tobytes() == expected.tobytes()
     if isinstance(expected, (float, complex)):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -141,10 +143,68 @@ def test_an_array_may_come_in_blocks(tmp_path: Path, sizes: list[int]) -> None:
         assert same(bundle.value(), {"frames": frames})
 
 
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("kind", [">f4", ">f8", ">i4", ">f2", ">c8", "<U3", [("a", ">i2"), ("b", "f4")]])
+def test_blocks_keep_their_byte_order(kind: Any, compress: bool) -> None:
+    """C24, C28"""
+    rows = np.arange(1800).reshape(300, 2, 3)
+    frames = rows.astype(kind) if isinstance(kind, str) else np.zeros(rows.shape, kind)
+    sink = io.BytesIO()
+    blocks = iter(np.split(frames, range(50, 300, 50)))
+    write_bundle(sink, pack({"frames": ArrayBlocks(blocks)}, "data"), by_frames=True, compress=compress)
+    with Bundle.of_bytes(sink.getvalue()) as bundle:
+        assert same(bundle.value()["frames"], frames)
+        assert same(np.concatenate(list(bundle.blocks(0, 70)), dtype=frames.dtype), frames)
+        assert all(block.dtype == frames.dtype for block in bundle.blocks(0, 70))
+
+
+@pytest.mark.parametrize("block", [[[1, 2]], 7, torch.ones(2, 3), np.array([[None]])])
+def test_what_is_no_block_is_named(block: Any) -> None:
+    """C28"""
+    with pytest.raises(TypeError, match=r"data\['frames'\]"):
+        write_bundle(io.BytesIO(), pack({"frames": ArrayBlocks(iter([block]))}, "data"), by_frames=True)
+
+
+@pytest.mark.parametrize("by_frames", [True, False])
+def test_fortran_order_comes_back_and_is_mapped_where_it_was_stored_as_it_lay(tmp_path: Path, by_frames: bool) -> None:
+    """C24, C25"""
+    array = np.asfortranarray(np.arange(24.0).reshape(2, 3, 4))
+    path = write(tmp_path / "bundle", pack(array, "array"), by_frames=by_frames)
+    with Bundle.open(path) as bundle:
+        found = bundle.value()
+    assert found.flags.f_contiguous
+    assert same(found, array)
+    assert isinstance(found, np.memmap) is not by_frames
+
+
+def test_many_arrays_of_a_file_share_one_descriptor(tmp_path: Path) -> None:
+    """C3"""
+    path = write(tmp_path / "bundle", pack([np.full(100, number) for number in range(300)], "arrays"))
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with Bundle.open(path) as bundle:
+        arrays = bundle.value()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208
+    assert [array[0] for array in arrays] == list(range(300))
+
+
+def test_distant_rows_do_not_read_what_lies_between(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """C27"""
+    frames = np.random.default_rng(0).normal(size=(6400, 50, 3)).astype(np.float32)
+    path = write(tmp_path / "bundle", pack(frames, "frames"), by_frames=True)
+    read: list[int] = []
+    real = os.pread
+    monkeypatch.setattr(
+        os, "pread", lambda *args: (lambda content: (read.append(len(content)), content)[1])(real(*args))
+    )
+    with Bundle.open(path) as bundle:
+        assert same(bundle.rows(0, 0, 6400, 3200), np.ascontiguousarray(frames[::3200]))
+    assert sum(read) < 0.04 * path.stat().st_size
+
+
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        ([], "there is no block"),
+        ([], "has no block"),
         ([np.zeros((2, 3)), np.zeros((2, 4))], "does not continue"),
         ([np.zeros((2, 3)), np.zeros((2, 3), np.float32)], "does not continue"),
     ],

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,8 @@ from hypothesis import strategies as st
 from tests.support.killing import survives_step
 from tests.support.values import same
 
-from rayzyme.errors import CacheTooSmall, InsufficientSpace
-from rayzyme.storage import DataHandler
+from rayzyme.errors import CacheEntryLost, CacheTooSmall, DatabaseError, InsufficientSpace
+from rayzyme.storage import DataHandler, data_index
 from rayzyme.storage.data_index import Entry
 from rayzyme.storage.eviction import candidates, unneeded
 
@@ -429,3 +432,129 @@ with DataHandler(sys.argv[1]) as handler:
     short, long = map(int, done.stdout.split())
     # The long one is 216 MB, and 180 MB longer.
     assert long - short < 60
+
+
+def test_an_intermediate_may_be_pinned_from_the_first_moment(handler: DataHandler) -> None:
+    """C37"""
+    handler.store_structure(positions(15), "needed", intermediate=True, pinned_by="job_1")
+    for name in "abcd":
+        handler.store_structure(positions(15), name)
+    assert "needed" in names(handler)
+    assert handler.cleanup() == []
+
+
+def test_a_reader_that_finds_damage_leaves_what_was_stored_meanwhile(handler: DataHandler) -> None:
+    """C26"""
+    frames = np.random.default_rng(0).integers(0, 255, (1000, 4, 3)).astype(np.uint8)
+    key = handler.store_trajectory({"frames": frames}, "md")
+    file = handler.cache_dir / "entries" / key[:2] / key
+    content = bytearray(file.read_bytes())
+    content[11_000] ^= 1
+    file.write_bytes(content)
+    stream = handler.iter_frames(key, 64)
+    next(stream)
+    handler.store_trajectory({"frames": frames}, "md")
+    with pytest.raises(CacheEntryLost, match="is damaged"):
+        list(stream)
+    assert same(np.asarray(handler.load_data(key)["frames"]), frames)
+
+
+def test_an_index_that_is_damaged_while_open_is_made_again(handler: DataHandler) -> None:
+    """C32"""
+    key = handler.store_structure(positions(5), "a")
+    index = handler.cache_dir / "index.sqlite"
+    with closing(sqlite3.connect(index)) as connection:
+        # Else SQLite would heal itself from its journal.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    index.write_bytes(b"no database at all" * 400)
+    with DataHandler(handler.cache_dir, enable_compression=False) as other:
+        for store in (handler, other):
+            assert same(np.asarray(store.load_data(key)["positions"]), positions(5)["positions"])
+            assert names(store) == ["a"]
+    assert index.with_name("index.sqlite.damaged").exists()
+
+
+def test_an_index_that_is_only_locked_is_not_thrown_away(handler: DataHandler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C32, C37"""
+    monkeypatch.setattr(data_index, "_BUSY_TIMEOUT_S", 0.1)
+    handler.pin(handler.store_structure(positions(5), "a"), "job_1")
+    with closing(sqlite3.connect(handler.cache_dir / "index.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with DataHandler(handler.cache_dir) as second:
+            assert names(second) == ["a"]
+            with pytest.raises(DatabaseError, match="cannot be used now: database is locked; try again"):
+                second.store_structure(positions(5), "b")
+        other.execute("ROLLBACK")
+    assert handler.list_entries()[0]["pinned"] is True
+
+
+def test_an_index_deleted_while_threads_work_stops_nobody(handler: DataHandler) -> None:
+    """C3, C32"""
+    stop = threading.Event()
+
+    def store() -> None:
+        while not stop.is_set():
+            handler.store_structure(positions(3), "a")
+
+    def look() -> None:
+        while not stop.is_set():
+            handler.get_cache_stats()
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (store, look)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        for path in handler.cache_dir.glob("index.sqlite*"):
+            path.unlink(missing_ok=True)
+        assert handler.list_entries() is not None
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_full_disk_keeps_nobody_from_reading_and_freeing(disk_of_20_mb: Path) -> None:
+    """C35, C64"""
+    with DataHandler(disk_of_20_mb / "data", enable_compression=False) as handler:
+        key = handler.store_structure(positions(5_000), "a")
+        other = handler.store_structure(positions(5_000), "b")
+        free = shutil.disk_usage(disk_of_20_mb).free
+        (disk_of_20_mb / "filler").write_bytes(bytes(free))
+        assert same(np.asarray(handler.load_data(key)["positions"]), positions(5_000)["positions"])
+        gc.collect()
+        assert handler.delete(key) is True
+        assert names(handler) == ["b"]
+        handler.pin(other, "job_1")
+        assert handler.clear_cache() == 1
+
+
+def test_a_child_that_was_forked_while_threads_worked_goes_on(handler: DataHandler) -> None:
+    """C3"""
+    key = handler.store_structure(positions(5), "a")
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            handler.get_cache_stats()
+
+    threads = [threading.Thread(target=look, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            assert survives_step(lambda: handler.load_data(key), 10**9)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_only_the_newest_damaged_files_are_kept(handler: DataHandler) -> None:
+    """C35"""
+    for number in range(25):
+        key = handler.store_structure(positions(1, number), str(number))
+        file = handler.cache_dir / "entries" / key[:2] / key
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(CacheEntryLost):
+            handler.load_data(key)
+    assert len(list((handler.cache_dir / "bad").iterdir())) == 20

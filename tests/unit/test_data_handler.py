@@ -143,7 +143,7 @@ def test_what_cannot_be_stored_is_named_and_nothing_is_written(handler: DataHand
 
 
 @pytest.mark.parametrize(
-    "data_id", ["../../etc/passwd", "a\0b", "/", "ä\ud800", ".", "x" * 512, "'; DROP TABLE entry; --"]
+    "data_id", ["../../etc/passwd", "a\0b", "/", "ä\ud800", "\ud83d\ude00", ".", "x" * 512, "'; DROP TABLE entry; --"]
 )
 def test_hostile_ids_are_only_names(handler: DataHandler, data_id: str) -> None:
     """C29"""
@@ -316,7 +316,7 @@ def test_a_flipped_bit_is_quarantined_and_never_given_out(handler: DataHandler) 
     content = bytearray(file.read_bytes())
     content[200] ^= 4
     file.write_bytes(content)
-    with pytest.raises(CacheEntryLost, match=r"is damaged.*it is now in .*bad"):
+    with pytest.raises(CacheEntryLost, match=r"is damaged.*the damaged file is in .*bad"):
         handler.load_data(key)
     assert [path.name.partition(".")[0] for path in (handler.cache_dir / "bad").iterdir()] == [key]
     assert handler.list_entries() == []
@@ -359,6 +359,7 @@ def test_entries_are_listed_deleted_and_cleared(handler: DataHandler) -> None:
         ({"max_cache_size": float("inf")}, "max_cache_size"),
         ({"enable_compression": 1}, "enable_compression"),
         ({"cache_dir": 7}, "cache_dir"),
+        ({"max_cache_size": 1e-12}, "max_cache_size"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], named: str) -> None:
@@ -388,3 +389,26 @@ def test_the_structure_of_a_real_protein_comes_back(handler: DataHandler, shared
     assert same(np.asarray(loaded["positions"]), positions)
     assert same(np.asarray(loaded["plddt"]), plddt)
     assert json.dumps(loaded["metadata"])
+
+
+@pytest.mark.parametrize("metadata", [0, "", [], [("a", 1)], "ab"])
+def test_metadata_is_a_dict(handler: DataHandler, metadata: Any) -> None:
+    """C23"""
+    with pytest.raises(TypeError, match="metadata of 'protein1' must be a dict"):
+        handler.store_structure({}, "protein1", metadata)
+
+
+@pytest.mark.parametrize("days", ["x", -1, True, float("nan")])
+def test_an_age_is_a_number(handler: DataHandler, days: Any) -> None:
+    """C2"""
+    with pytest.raises(ValidationError, match="max_age_days"):
+        handler.cleanup(days)
+
+
+def test_what_is_closed_stays_closed(handler: DataHandler) -> None:
+    """C3"""
+    key = handler.store_structure({}, "protein1")
+    handler.close()
+    handler.close()
+    with pytest.raises(ValueError, match="this data handler is closed"):
+        handler.load_data(key)

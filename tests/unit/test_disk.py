@@ -58,10 +58,12 @@ with atomic_file(Path(sys.argv[1]) / "state") as sink:
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
-    (tmp_path / f"{TEMPORARY_PREFIX}folder").mkdir()
+    (tmp_path / f"{TEMPORARY_PREFIX}{'0a' * 16}").mkdir()
+    (tmp_path / f"{TEMPORARY_PREFIX}mine").mkdir()
+    (tmp_path / f"{TEMPORARY_PREFIX}notes").write_text("mine")
     with atomic_file(tmp_path / "other") as sink:
-        assert len(list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))) == 3
+        assert len(list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))) == 5
         remove_leftovers(tmp_path)
-        assert len(list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))) == 1
+        assert len(list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))) == 3
         sink.write(b"whole")
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert {path.name for path in tmp_path.iterdir()} == {"other", ".tmp-mine", ".tmp-notes"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import threading
 import time
@@ -283,6 +284,13 @@ def exported_names(definition: MetricDefinition) -> tuple[str, ...]:
 
 
 _process_collector = MetricsCollector()
+
+# Else a child inherits the lock of a thread that it does not have.
+os.register_at_fork(
+    before=_process_collector._lock.acquire,
+    after_in_parent=_process_collector._lock.release,
+    after_in_child=_process_collector._lock.release,
+)
 
 
 def get_metrics_collector() -> MetricsCollector:

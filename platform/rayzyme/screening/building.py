@@ -7,11 +7,10 @@ transaction a group. A second run finds them there and embeds only the rest; the
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +21,7 @@ from rayzyme.errors import InvalidInput, InvalidProtein
 from rayzyme.models.encoder import Embeddings
 from rayzyme.proteins import Protein, RejectedProtein
 from rayzyme.screening.screening_set import EmbeddingType, NamedCheckpoint, ScreeningSet
-from rayzyme.storage.disk import writing
+from rayzyme.storage.disk import full_database_as_os_error, writing
 
 Encode = Callable[[Sequence[Protein]], Embeddings]
 Progress = Callable[[int, int], None]
@@ -129,7 +128,7 @@ class _Draft:
 
     def __init__(self, path: Path) -> None:
         self._database = sqlite3.connect(path)
-        with _full_disk_as_os_error():
+        with full_database_as_os_error():
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS embedding (key BLOB PRIMARY KEY, row BLOB NOT NULL) WITHOUT ROWID"
@@ -146,22 +145,11 @@ class _Draft:
         return np.frombuffer(row, dtype=np.float32)
 
     def add(self, rows: Sequence[tuple[bytes, Embeddings]]) -> None:
-        with _full_disk_as_os_error(), self._database:
+        with full_database_as_os_error(), self._database:
             self._database.executemany(
                 "INSERT OR REPLACE INTO embedding VALUES (?, ?)",
                 [(key, np.ascontiguousarray(row, np.float32).tobytes()) for key, row in rows],
             )
-
-
-@contextmanager
-def _full_disk_as_os_error() -> Iterator[None]:
-    """SQLite says in words that the disk is full; the rest of Rayzyme knows it as ENOSPC."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if "full" not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, str(error)) from error
 
 
 def _content_key(protein: Protein, checkpoint: NamedCheckpoint) -> bytes:

@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rayzyme.errors import DamagedFile
+from rayzyme.errors import DamagedFile, InvalidInput
 from rayzyme.storage.chunk_coding import Coding, decode, encode
 from rayzyme.storage.values import ArrayBlocks, PackedValue, describe_dtype, pack, read_dtype, unpack
 
@@ -41,6 +41,9 @@ _LARGEST_PIECE_BYTES = 16 << 20
 _FRAMES_PER_PIECE = 64
 _FEW_PIECES = 4
 _THREADS = min(4, os.cpu_count() or 1)
+
+Order = Literal["C", "F", "transposed"]
+"""How an array lay in memory. "transposed" is Fortran's order stored as it lay, "F" Fortran's order stored in C's."""
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -66,7 +69,7 @@ def write_bundle(
         attributes: JSON that is read without reading any array.
     """
     writer = _Writer(sink, compress, by_frames, precision)
-    arrays = [writer.write(array) for array in packed.arrays]
+    arrays = [writer.write(array, place) for array, place in zip(packed.arrays, packed.places, strict=True)]
     footer = json.dumps(
         {"document": packed.document, "arrays": arrays, "attributes": dict(attributes or {})}, separators=(",", ":")
     ).encode()
@@ -172,46 +175,42 @@ class Bundle:
             array = self._source.map(layout)
         else:
             array = np.empty(layout.stored_shape, layout.dtype)
-            for first, rows in self._pieces(layout, 0, layout.rows):
+            for first, rows in self._pieces(layout, range(len(layout.pieces))):
                 array[first : first + len(rows)] = rows
-            array = array.reshape(layout.shape)
-        return np.asfortranarray(array) if layout.in_fortran_order else array
+        if layout.order == "transposed":
+            return array.reshape(layout.shape[::-1]).T
+        array = array.reshape(layout.shape)
+        return np.asfortranarray(array) if layout.order == "F" else array
 
     def rows(self, number: int, start: int, stop: int, step: int = 1) -> AnyArray:
-        """Rows `start` to `stop` of an array, as slicing would give them; other pieces are not touched.
+        """Rows `start` to `stop` of an array, as slicing would give them; pieces that hold none of them are not touched.
 
         Raises:
-            IndexError: The array has no rows.
+            InvalidInput: The array was not stored by rows.
             DamagedFile: A piece is torn or was altered.
         """
-        layout = self._arrays[number]
-        if not layout.shape or layout.stored_shape != layout.shape:
-            raise IndexError(f"array {number} of {self._name} is not stored by rows")
+        layout = self._by_rows(number)
         wanted = range(layout.rows)[start:stop:step]
         array: AnyArray = np.empty((len(wanted), *layout.shape[1:]), layout.dtype)
         if not wanted:
             return array
-        lowest, highest = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1])
         chosen = np.arange(wanted.start, wanted.stop, wanted.step)
-        for first, rows in self._pieces(layout, lowest, highest + 1):
+        for first, rows in self._pieces(layout, np.unique(chosen // layout.rows_per_piece).tolist()):
             here = (chosen >= first) & (chosen < first + len(rows))
             array[here] = rows[chosen[here] - first]
         return array
-
-    def length(self, number: int) -> int:
-        """Rows of an array."""
-        return self._arrays[number].rows
 
     def blocks(self, number: int, rows: int) -> Iterator[AnyArray]:
         """An array in blocks of so many rows, each piece read once.
 
         Raises:
+            InvalidInput: The array was not stored by rows.
             DamagedFile: A piece is torn or was altered.
         """
-        layout = self._arrays[number]
+        layout = self._by_rows(number)
         waiting: list[AnyArray] = []
         held = 0
-        for _, piece in self._pieces(layout, 0, layout.rows):
+        for _, piece in self._pieces(layout, range(len(layout.pieces))):
             waiting.append(piece)
             held += len(piece)
             while held >= rows:
@@ -248,15 +247,21 @@ class Bundle:
         parsed: dict[str, Any] = json.loads(footer)
         return parsed
 
-    def _pieces(self, layout: _Layout, start: int, stop: int) -> Iterator[tuple[int, AnyArray]]:
-        """The pieces that hold rows `start` to `stop`: (their first row, the rows)."""
+    def _by_rows(self, number: int) -> _Layout:
+        layout = self._arrays[number]
+        if not layout.shape or layout.stored_shape != layout.shape or layout.order == "transposed":
+            raise InvalidInput(f"an array of {self._name} was not stored by rows; read it whole")
+        return layout
+
+    def _pieces(self, layout: _Layout, numbers: Iterable[int]) -> Iterator[tuple[int, AnyArray]]:
+        """Some pieces: (their first row, the rows)."""
 
         def read(number: int) -> tuple[int, AnyArray]:
             piece, first = layout.pieces[number], number * layout.rows_per_piece
             shape = (min(layout.rows_per_piece, layout.rows - first), *layout.stored_shape[1:])
             return first, decode(self._read(piece), piece["coding"], layout.dtype, shape)
 
-        yield from ahead(read, range(start // layout.rows_per_piece, -(-stop // layout.rows_per_piece)))
+        yield from ahead(read, numbers)
 
     def _read(self, piece: dict[str, Any]) -> memoryview:
         # The padding before it is part of what is checked.
@@ -293,7 +298,7 @@ class _Layout:
         self.stored_shape = tuple(written["stored_shape"])
         self.rows: int = self.stored_shape[0]
         self.rows_per_piece: int = written["rows_per_piece"]
-        self.in_fortran_order: bool = written["fortran_order"]
+        self.order: Order = written["order"]
         self.pieces: list[dict[str, Any]] = written["pieces"]
         self.is_raw = not any(piece["coding"] for piece in self.pieces)
         self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
@@ -324,6 +329,7 @@ class Source(Protocol):
 
 class _File:
     def __init__(self, path: Path) -> None:
+        self._whole: Any = None
         self._file = path.open("rb")
         # Shared with every map made of it, and let go of by the system with the last of them.
         fcntl.flock(self._file, fcntl.LOCK_SH)
@@ -333,9 +339,15 @@ class _File:
         return os.pread(self._file.fileno(), length, start)
 
     def map(self, layout: _Layout) -> AnyArray:
-        return np.memmap(self._file, layout.dtype, "r", layout.offset, layout.shape)
+        # One map for all arrays of a file: each takes a descriptor.
+        if self._whole is None:
+            self._whole = np.memmap(self._file, np.uint8, "r")
+        array: AnyArray = self._whole[layout.offset : layout.offset + layout.nbytes].view(layout.dtype)
+        return array.reshape(layout.stored_shape)
 
     def close(self) -> None:
+        # What was mapped lives on with its arrays.
+        self._whole = None
         self._file.close()
 
 
@@ -348,9 +360,8 @@ class _Memory:
         return self._content[start : start + length]
 
     def map(self, layout: _Layout) -> AnyArray:
-        return np.frombuffer(self._content, layout.dtype, int(np.prod(layout.shape)), layout.offset).reshape(
-            layout.shape
-        )
+        count = int(np.prod(layout.shape))
+        return np.frombuffer(self._content, layout.dtype, count, layout.offset).reshape(layout.stored_shape)
 
     def close(self) -> None:
         return None
@@ -364,21 +375,24 @@ class _Writer:
         self._precision = precision
         self._end = sink.write(_MAGIC)
 
-    def write(self, array: AnyArray | ArrayBlocks) -> dict[str, Any]:
-        """Write an array's pieces; gives what `_Layout` reads."""
+    def write(self, array: AnyArray | ArrayBlocks, place: str) -> dict[str, Any]:
+        """Write an array's pieces; gives what `_Layout` reads. Errors call it `place`."""
         if isinstance(array, ArrayBlocks):
-            return self._write_blocks(array)
-        fortran = array.ndim > 1 and array.flags.f_contiguous and not array.flags.c_contiguous
-        plain = np.ascontiguousarray(array).reshape(array.shape)
+            return self._write_blocks(array, place)
+        order: Order = "C"
+        if array.ndim > 1 and array.flags.f_contiguous and not array.flags.c_contiguous:
+            # Frames are read one by one, so they lie together; others are stored as they lie, to be mapped.
+            order = "F" if self._by_frames else "transposed"
+        plain = array.T if order == "transposed" else np.ascontiguousarray(array).reshape(array.shape)
         rows_per_piece = self._rows_per_piece(plain)
         stored = plain if rows_per_piece else plain.reshape(-1)
         rows_per_piece = rows_per_piece or max(1, _PIECE_BYTES // max(1, plain.itemsize))
         firsts = range(0, len(stored), rows_per_piece)
         pieces = self._write_pieces(stored[first : first + rows_per_piece] for first in firsts)
-        return _described(array.dtype, array.shape, stored.shape, rows_per_piece, pieces, fortran)
+        return _described(array.dtype, array.shape, stored.shape, rows_per_piece, pieces, order)
 
-    def _write_blocks(self, blocks: ArrayBlocks) -> dict[str, Any]:
-        first, rest = _peek(blocks.blocks)
+    def _write_blocks(self, blocks: ArrayBlocks, place: str) -> dict[str, Any]:
+        first, rest = _peek(blocks.blocks, place)
         rows_per_piece = self._rows_per_piece(first) or 1
         total = 0
 
@@ -386,7 +400,7 @@ class _Writer:
             nonlocal total
             waiting: list[AnyArray] = []
             for block in rest:
-                some = np.ascontiguousarray(block)
+                some = np.ascontiguousarray(_require_array(block, place))
                 if some.shape[1:] != first.shape[1:] or some.dtype != first.dtype:
                     raise ValueError(
                         f"a block of {some.dtype} {some.shape} does not continue one of {first.dtype} {first.shape}"
@@ -402,7 +416,7 @@ class _Writer:
 
         pieces = self._write_pieces(cut())
         shape = (total, *first.shape[1:])
-        return _described(first.dtype, shape, shape, rows_per_piece, pieces, fortran=False)
+        return _described(first.dtype, shape, shape, rows_per_piece, pieces, "C")
 
     def _rows_per_piece(self, array: AnyArray) -> int:
         """0 where rows are too large, or there are none: such arrays are cut anywhere."""
@@ -453,18 +467,30 @@ def ahead(function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[M
             pool.shutdown(cancel_futures=True)
 
 
-def _peek(blocks: Iterator[AnyArray]) -> tuple[AnyArray, Iterator[AnyArray]]:
+def _peek(blocks: Iterator[Any], place: str) -> tuple[AnyArray, Iterator[Any]]:
     """The first block, and all of them."""
     first = next(blocks, None)
     if first is None:
-        raise ValueError("there is no block; give at least one, if only an empty one")
-    describe_dtype(np.asarray(first).dtype)
-    return np.asarray(first), chain([first], blocks)
+        raise ValueError(f"{place} has no block; give at least one, if only an empty one")
+    array = _require_array(first, place)
+    try:
+        describe_dtype(array.dtype)
+    except TypeError as error:
+        raise TypeError(f"{place} has {error}") from None
+    return array, chain([first], blocks)
+
+
+def _require_array(block: Any, place: str) -> AnyArray:
+    if type(block) not in (np.ndarray, np.memmap) or not block.ndim:
+        raise TypeError(f"the blocks of {place} must be NumPy arrays with rows, not {type(block).__name__}")
+    array: AnyArray = block
+    return array
 
 
 def _joined(blocks: list[AnyArray]) -> AnyArray:
     """One array; a single block is not copied."""
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    # NumPy would join big-endian blocks to a little-endian array.
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, dtype=blocks[0].dtype)
 
 
 def _described(
@@ -473,9 +499,9 @@ def _described(
     stored_shape: tuple[int, ...],
     rows_per_piece: int,
     pieces: list[dict[str, Any]],
-    fortran: bool,
+    order: Order,
 ) -> dict[str, Any]:
     return {
         "dtype": describe_dtype(dtype), "shape": shape, "stored_shape": stored_shape, "rows_per_piece": rows_per_piece,
-        "fortran_order": fortran, "pieces": pieces,
+        "order": order, "pieces": pieces,
     }  # fmt: skip

@@ -19,14 +19,15 @@ from typing import Any, Literal
 import numpy as np
 
 import rayzyme
-from rayzyme.checks import folder_path, positive_number, truth_value, whole_number
+from rayzyme.checks import folder_path, number_from_zero, positive_number, truth_value, whole_number
 from rayzyme.errors import InvalidInput, ValidationError
 from rayzyme.monitoring.metrics import get_metrics_collector
 from rayzyme.storage.bundle import Bundle, write_bundle
 from rayzyme.storage.data_index import Entry
+from rayzyme.storage.disk import writing
 from rayzyme.storage.entry_store import EntryStore, unknown
 from rayzyme.storage.eviction import Departure, unneeded
-from rayzyme.storage.values import ArrayBlocks, pack, unpack
+from rayzyme.storage.values import ArrayBlocks, from_json, pack, to_json, unpack
 
 Kind = Literal["structure", "trajectory"]
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class DataHandler:
             cache_dir = get_settings().home / "data"
         self.cache_dir = folder_path("cache_dir", cache_dir)
         limit = round(positive_number("max_cache_size", max_cache_size) * GIGABYTE)
+        if limit < 1:
+            raise ValidationError(f"max_cache_size is in GB, and {max_cache_size!r} is less than a byte")
         self._compress = truth_value("enable_compression", enable_compression)
         self._clock = clock
         self._store = EntryStore(self.cache_dir, limit, clock)
@@ -87,6 +90,7 @@ class DataHandler:
         metadata: Mapping[str, Any] | None = None,
         *,
         intermediate: bool = False,
+        pinned_by: str | None = None,
     ) -> str:
         """Store a structure.
 
@@ -94,8 +98,10 @@ class DataHandler:
             structure_data: Anything that `rayzyme.storage.values` can take apart, by name. `positions`, where given, are
                 (residues, atoms, 3) or (atoms, 3); `plddt` of another length than the residues is stored and warned about.
             data_id: The user's name for it, 1 to 512 characters.
-            metadata: JSON that is part of what it is called.
+            metadata: JSON that is part of what it is called; without data_id, kind, timestamp, rayzyme_version and precision,
+                which the store adds.
             intermediate: Whether it may go as soon as nobody has it pinned.
+            pinned_by: Who needs it from now on, for an hour, as by `pin`.
 
         Returns:
             Its key. The same id and metadata give the same key, and replace what was there.
@@ -107,7 +113,7 @@ class DataHandler:
             InsufficientSpace: The disk is full; nothing was changed.
         """
         _require_structure_form(structure_data)
-        return self._put("structure", structure_data, data_id, metadata, intermediate)
+        return self._put("structure", structure_data, data_id, metadata, intermediate, pinned_by)
 
     def store_trajectory(
         self,
@@ -117,6 +123,7 @@ class DataHandler:
         *,
         precision: float | None = None,
         intermediate: bool = False,
+        pinned_by: str | None = None,
     ) -> str:
         """Store a trajectory.
 
@@ -124,10 +131,11 @@ class DataHandler:
             trajectory_data: As for `store_structure`. `frames` is an array whose first axis are the frames, or an iterator of
                 blocks of such frames, which is written as it comes; when it raises, nothing is stored.
             data_id: The user's name for it, 1 to 512 characters.
-            metadata: JSON that is part of what it is called.
+            metadata: As for `store_structure`.
             precision: Store floats of two and more axes as multiples of this step, off by half of it at most, in the
                 arrays' own unit. None loses nothing.
-            intermediate: Whether it may go as soon as nobody has it pinned.
+            intermediate: As for `store_structure`.
+            pinned_by: As for `store_structure`.
 
         Returns:
             Its key.
@@ -145,7 +153,7 @@ class DataHandler:
             trajectory_data = {**trajectory_data, "frames": ArrayBlocks(frames)}
         elif not np.shape(frames):
             raise InvalidInput("frames must be an array with the frames along its first axis, not a single number")
-        return self._put("trajectory", trajectory_data, data_id, metadata, intermediate, precision)
+        return self._put("trajectory", trajectory_data, data_id, metadata, intermediate, pinned_by, precision)
 
     def load_data(self, cache_key: str) -> dict[str, Any]:
         """Everything that was stored under a key, equal in type, dtype, shape and bits, and `metadata`.
@@ -162,8 +170,9 @@ class DataHandler:
         """
         with self._store.opened(cache_key) as bundle:
             data: dict[str, Any] = bundle.value()
-            own = {name: bundle.attributes[name] for name in _OWN_METADATA if name in bundle.attributes}
-            return {**data, "metadata": {**bundle.attributes["metadata"], **own}}
+            told = bundle.attributes
+            own = {name: told[name] for name in _OWN_METADATA if name in told} | {"data_id": from_json(told["data_id"])}
+            return {**data, "metadata": {**from_json(told["metadata"]), **own}}
 
     def load_frames(self, cache_key: str, start: int, stop: int, step: int = 1, *, name: str = "frames") -> Any:
         """A part of a trajectory's frames, as slicing would give it; the rest of the file is not read.
@@ -194,6 +203,9 @@ class DataHandler:
             KeyError, InvalidInput, CacheEntryLost: As `load_frames`.
         """
         whole_number("chunk", chunk, at_least=1)
+        return self._blocks(cache_key, chunk, name)
+
+    def _blocks(self, cache_key: str, chunk: int, name: str) -> Iterator[Any]:
         with self._store.opened(cache_key) as bundle:
             document = _array_document(bundle, name)
             for block in bundle.blocks(document["value"], chunk):
@@ -239,8 +251,8 @@ class DataHandler:
         Returns:
             What went, or would go: the rows of `list_entries` with a `reason`.
         """
-        if max_age_days is not None and (isinstance(max_age_days, bool) or not max_age_days >= 0):
-            raise ValidationError(f"max_age_days must be a number of at least 0, not {max_age_days!r}")
+        if max_age_days is not None:
+            number_from_zero("max_age_days", max_age_days)
         with self._store.alone():
             now = self._clock()
             unused = unneeded(self._store.index.all(now), now, max_age_days)
@@ -269,7 +281,8 @@ class DataHandler:
         with self._store.alone():
             if self._store.index.get(cache_key, self._clock()) is None:
                 raise unknown(cache_key)
-            self._store.index.pin(cache_key, owner, self._clock() + ttl)
+            with writing("pinning an entry", self.cache_dir, 0):
+                self._store.index.pin(cache_key, owner, self._clock() + ttl)
 
     def unpin(self, cache_key: str, owner: str) -> bool:
         """Say that `owner` needs the entry no more; whether it was pinned by them."""
@@ -297,6 +310,7 @@ class DataHandler:
         data_id: str,
         metadata: Mapping[str, Any] | None,
         intermediate: bool,
+        pinned_by: str | None,
         precision: float | None = None,
     ) -> str:
         if "metadata" in data:
@@ -306,8 +320,8 @@ class DataHandler:
         now = self._clock()
         attributes = {
             "kind": kind,
-            "data_id": data_id,
-            "metadata": told,
+            "data_id": to_json(data_id, "data_id"),
+            "metadata": to_json(told, "metadata"),
             "timestamp": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "rayzyme_version": rayzyme.__version__,
             "intermediate": intermediate,
@@ -325,7 +339,7 @@ class DataHandler:
                 attributes=attributes,
             )
 
-        self._store.put(entry, write)
+        self._store.put(entry, write, pinned_by)
         return key
 
 
@@ -333,6 +347,8 @@ def _key(kind: Kind, data_id: str, metadata: Mapping[str, Any] | None) -> tuple[
     """The key, and the metadata as a dict."""
     if not isinstance(data_id, str) or not 1 <= len(data_id) <= _LONGEST_ID:
         raise InvalidInput(f"data_id must be a text of 1 to {_LONGEST_ID} characters, not {str(data_id)[:80]!r}")
+    if not isinstance(metadata, Mapping | None):
+        raise TypeError(f"metadata of {data_id[:80]!r} must be a dict, not a {type(metadata).__name__}")
     told = dict(metadata or {})
     reserved = sorted({*told} & {*_OWN_METADATA})
     if reserved:

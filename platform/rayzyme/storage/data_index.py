@@ -6,15 +6,22 @@ so that whoever opens it after a kill looks at the disk for exactly those.
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from rayzyme.errors import DatabaseError
+from rayzyme.storage.disk import full_database_as_os_error, sole_owner
+from rayzyme.storage.values import from_json, to_json
+
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 _BUSY_TIMEOUT_S = 30
 _TABLES = """
@@ -67,16 +74,29 @@ class DataIndex:
         """
         self._path = path
         self._rebuild = rebuild
+        self._is_closed = False
+        self.forget_connection()
+        _all_indexes.add(self)
+
+    def forget_connection(self) -> None:
+        """Begin without one: in a process just forked, where the parent's connection and locks are not ours to use."""
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._identity: tuple[int, int] | None = None
+        self._inode: int | None = None
+
+    def hold(self) -> None:
+        """Keep every thread out, until `let_go`."""
+        self._lock.acquire()
+
+    def let_go(self) -> None:
+        """Let threads in again."""
+        self._lock.release()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; whatever is asked afterwards is refused."""
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = self._identity = None
+            self._is_closed = True
+            self._disconnect()
 
     def get(self, key: str, now: float) -> Entry | None:
         """The entry of a key."""
@@ -93,82 +113,107 @@ class DataIndex:
 
     def settled_size(self) -> tuple[int, int]:
         """Entries that are neither coming nor going: how many, and their bytes."""
-        with self._transaction() as run:
-            count, size = run("SELECT count(*), coalesce(sum(size), 0) FROM entry WHERE settled").fetchone()
+        count, size = self._read("SELECT count(*), coalesce(sum(size), 0) FROM entry WHERE settled")[0]
         return count, size
 
     def put(self, entry: Entry, *, settled: bool) -> None:
         """Note an entry; not yet settled while its file is being put in place."""
-        with self._transaction() as run:
-            _insert(run, entry, settled)
+        # JSON's escapes also hold what SQLite's text cannot, such as half of a surrogate pair.
+        told = (
+            entry.key,
+            entry.kind,
+            to_json(entry.data_id, "data_id"),
+            to_json(entry.metadata, "metadata"),
+            entry.size,
+        )
+        row = (*told, entry.stored_at, entry.last_used, entry.intermediate, settled)
+        self._write([("INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)])
 
     def going(self, keys: Sequence[str]) -> None:
         """Note that the files of entries are about to be removed."""
-        with self._transaction() as run:
-            for key in keys:
-                run("UPDATE entry SET settled = 0 WHERE key = ?", (key,))
+        self._write([("UPDATE entry SET settled = 0 WHERE key = ?", (key,)) for key in keys])
 
     def remove(self, keys: Sequence[str]) -> None:
         """Forget entries."""
-        with self._transaction() as run:
-            for key in keys:
-                run("DELETE FROM entry WHERE key = ?", (key,))
-                run("DELETE FROM pin WHERE key = ?", (key,))
+        tables = ("entry", "pin")
+        self._write([(f"DELETE FROM {table} WHERE key = ?", (key,)) for key in keys for table in tables])
 
     def touch(self, key: str, now: float) -> None:
         """Note that an entry was used."""
-        with self._transaction() as run:
-            run("UPDATE entry SET last_used = ? WHERE key = ?", (now, key))
+        self._write([("UPDATE entry SET last_used = ? WHERE key = ?", (now, key))])
 
     def pin(self, key: str, owner: str, expires_at: float) -> None:
         """Note that `owner` needs an entry until then; again to renew it."""
-        with self._transaction() as run:
-            run("INSERT OR REPLACE INTO pin VALUES (?, ?, ?)", (key, owner, expires_at))
+        self._write([("INSERT OR REPLACE INTO pin VALUES (?, ?, ?)", (key, owner, expires_at))])
 
     def unpin(self, key: str, owner: str) -> bool:
         """Note that `owner` needs it no more; whether it had been noted."""
-        with self._transaction() as run:
-            return bool(run("DELETE FROM pin WHERE key = ? AND owner = ?", (key, owner)).rowcount)
+        return bool(self._write([("DELETE FROM pin WHERE key = ? AND owner = ?", (key, owner))]))
 
     def _entries(self, clause: str, values: tuple[Any, ...]) -> list[Entry]:
         pinned = "EXISTS (SELECT 1 FROM pin WHERE pin.key = entry.key AND expires_at > ?)"
         columns = "key, kind, data_id, metadata, size, stored_at, last_used, intermediate"
-        with self._transaction() as run:
-            rows = run(f"SELECT {columns}, {pinned} FROM entry {clause}", values).fetchall()
         return [
             Entry(
-                key, kind, json.loads(data_id), json.loads(metadata), size, stored, used, bool(intermediate), bool(held)
+                key, kind, from_json(data_id), from_json(metadata), size, stored, used, bool(intermediate), bool(held)
             )
-            for key, kind, data_id, metadata, size, stored, used, intermediate, held in rows
+            for key, kind, data_id, metadata, size, stored, used, intermediate, held in self._read(
+                f"SELECT {columns}, {pinned} FROM entry {clause}", values
+            )
         ]
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
-        with self._lock:
-            connection = self._opened()
+    def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        return self._mending(lambda connection: connection.execute(statement, values).fetchall())
+
+    def _write(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> int:
+        """All or none; gives how many rows that changed."""
+
+        def run(connection: sqlite3.Connection) -> int:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield connection.execute
+                changed = sum(connection.execute(statement, values).rowcount for statement, values in statements)
             except BaseException:
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
+            return changed
 
-    def _opened(self) -> sqlite3.Connection:
-        """The connection; a new one where the file was deleted or replaced, or this process was forked."""
-        if self._connection is not None and self._identity == self._found():
-            return self._connection
-        if self._connection is not None and self._identity is not None and self._identity[0] == os.getpid():
-            self._connection.close()
+        return self._mending(run)
+
+    def _mending(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Do something with the connection; a damaged index is made again, once, from the entries.
+
+        Raises:
+            OSError: ENOSPC, the disk is full.
+            DatabaseError: The index is locked for too long, or cannot be opened.
+            ValueError: It was closed.
+        """
+        with self._lock, full_database_as_os_error():
+            if self._is_closed:
+                raise ValueError("this data handler is closed; open another one on its folder")
+            try:
+                return self._trying(work)
+            except sqlite3.OperationalError as error:
+                if "full" in str(error):
+                    raise
+                raise DatabaseError(f"the index {self._path} cannot be used now: {error}; try again") from error
+
+    def _trying(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         try:
+            return work(self._connected())
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            logger.warning("the index %s is damaged and made again from the entries: %s", self._path, error)
+        self._set_aside()
+        return work(self._connected())
+
+    def _connected(self) -> sqlite3.Connection:
+        """The connection; a new one where the file was deleted or replaced."""
+        if self._connection is None or self._inode != self._inode_on_disk():
+            self._disconnect()
             self._connection = self._connect()
-        except sqlite3.DatabaseError:
-            # Set aside rather than deleted: somebody may want to see what happened to it.
-            for path in (self._path, *(self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))):
-                if path.exists():
-                    path.replace(path.with_name(path.name + ".damaged"))
-            self._connection = self._connect()
-        self._identity = self._found()
+            self._inode = self._inode_on_disk()
         return self._connection
 
     def _connect(self) -> sqlite3.Connection:
@@ -176,33 +221,91 @@ class DataIndex:
         try:
             for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "wal_autocheckpoint = 100"):
                 connection.execute(f"PRAGMA {pragma}")
-            connection.execute("BEGIN IMMEDIATE")
-            is_new = not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'entry'").fetchone()
-            for statement in _TABLES.split(";")[:-1]:
-                connection.execute(statement)
-            if connection.execute("PRAGMA quick_check").fetchone() != ("ok",):
-                raise sqlite3.DatabaseError("the index is damaged")
-            if is_new:
-                for entry in self._rebuild():
-                    _insert(connection.execute, entry, settled=True)
-            connection.execute("COMMIT")
+            if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("it does not pass SQLite's own check")
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'pin'").fetchone():
+                self._fill(connection)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _found(self) -> tuple[int, int] | None:
-        """Which file this is, to which process."""
+    def _fill(self, connection: sqlite3.Connection) -> None:
+        """Make the tables, with what the entries themselves tell."""
+        rows = [
+            (entry, to_json(entry.data_id, "data_id"), to_json(entry.metadata, "metadata")) for entry in self._rebuild()
+        ]
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in _TABLES.split(";")[:-1]:
+            connection.execute(statement)
+        connection.executemany(
+            "INSERT OR IGNORE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1)",
+            [
+                (
+                    entry.key,
+                    entry.kind,
+                    data_id,
+                    metadata,
+                    entry.size,
+                    entry.stored_at,
+                    entry.last_used,
+                    entry.intermediate,
+                )
+                for entry, data_id, metadata in rows
+            ],
+        )
+        connection.execute("COMMIT")
+
+    def _set_aside(self) -> None:
+        """Move the damaged file away; somebody may want to see what happened to it."""
+        damaged = self._inode or self._inode_on_disk()
+        self._disconnect()
+        with sole_owner(self._path):
+            # Another process may have made a new one meanwhile.
+            if damaged is not None and self._inode_on_disk() == damaged:
+                for ending in ("", "-wal", "-shm"):
+                    path = self._path.with_name(self._path.name + ending)
+                    if path.exists():
+                        path.replace(path.with_name(path.name + ".damaged"))
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._inode = None
+
+    def _inode_on_disk(self) -> int | None:
         try:
-            return os.getpid(), self._path.stat().st_ino
+            return self._path.stat().st_ino
         except FileNotFoundError:
             return None
 
 
-def _insert(run: Callable[..., sqlite3.Cursor], entry: Entry, settled: bool) -> None:
-    # JSON's escapes also hold what SQLite's text cannot, such as half of a surrogate pair.
-    told = (entry.key, entry.kind, json.dumps(entry.data_id), json.dumps(entry.metadata), entry.size)
-    run(
-        "INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (*told, entry.stored_at, entry.last_used, entry.intermediate, settled),
-    )
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    # Its subclasses tell of other things, a lock or a full disk; a file that was emptied has no tables.
+    return type(error) is sqlite3.DatabaseError or "no such table" in str(error)
+
+
+_all_indexes: weakref.WeakSet[DataIndex] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    # SQLite's own locks, which a child would inherit for ever, are free while no thread is inside of it.
+    _held[:] = list(_all_indexes)
+    for index in _held:
+        index.hold()
+
+
+def _in_parent() -> None:
+    for index in _held:
+        index.let_go()
+    _held.clear()
+
+
+def _in_child() -> None:
+    for index in _held:
+        index.forget_connection()
+    _held.clear()
+
+
+_held: list[DataIndex] = []
+os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -9,7 +9,9 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import shutil
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,9 @@ from typing import IO
 from rayzyme.errors import InsufficientSpace
 
 TEMPORARY_PREFIX = ".tmp-"
-"""How the names of files begin that are being written, or whose writers died."""
+"""How the names of files begin that are being written, or whose writers died; 32 hexadecimal digits follow."""
+
+_TEMPORARY_NAME = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{32}}")
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +79,11 @@ def _open_temporary(folder: Path) -> IO[bytes]:
 
 
 def put_in_place(sink: IO[bytes], path: Path) -> None:
-    """Give a `temporary_file` its name, once its bytes are on the disk."""
+    """Give a `temporary_file` its name, once its bytes are on the disk; from then on others may read it."""
     sink.flush()
     os.fsync(sink.fileno())
     Path(sink.name).replace(path)
+    fcntl.flock(sink, fcntl.LOCK_UN)
     flush_to_disk(path.parent)
 
 
@@ -110,6 +115,8 @@ def atomic_write(path: Path, content: bytes) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files, and folders of them, whose writers died; those that are being written stay."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if not _TEMPORARY_NAME.fullmatch(path.name):
+            continue
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -141,7 +148,8 @@ def writing(what: str, folder: Path, needed: int) -> Iterator[None]:
     """Write inside of this where others may take the space meanwhile.
 
     Raises:
-        InsufficientSpace: The disk, or the user's share of it, became full; `needed` bytes were still to come.
+        InsufficientSpace: The disk, or the user's share of it, became full; `needed` bytes were still to come, 0 where nobody
+            knows.
     """
     try:
         yield
@@ -151,8 +159,20 @@ def writing(what: str, folder: Path, needed: int) -> Iterator[None]:
         raise _out_of_space(f"the disk is full: {what}", folder, needed) from error
 
 
+@contextlib.contextmanager
+def full_database_as_os_error() -> Iterator[None]:
+    """SQLite says in words that the disk is full; the rest of Rayzyme knows it as ENOSPC."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "full" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, str(error)) from error
+
+
 def _out_of_space(what: str, folder: Path, needed: int) -> InsufficientSpace:
-    return InsufficientSpace(
-        f"{what} needs {needed:,} bytes in {folder}, where {shutil.disk_usage(folder).free:,} are free. Free some space, "
-        "or point RAYZYME_HOME to a larger disk."
+    free = f"{shutil.disk_usage(folder).free:,}"
+    figures = (
+        f"needs {needed:,} bytes in {folder}, where {free} are" if needed else f"in {folder}, where {free} bytes are"
     )
+    return InsufficientSpace(f"{what} {figures} free. Free some space, or point RAYZYME_HOME to a larger disk.")

@@ -10,22 +10,29 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from rayzyme.errors import CacheEntryLost, CacheTooSmall, DamagedFile
+from rayzyme.errors import CacheEntryLost, CacheTooSmall, DamagedFile, DatabaseError
 from rayzyme.monitoring.metrics import get_metrics_collector
 from rayzyme.storage.bundle import Bundle, is_being_read
 from rayzyme.storage.data_index import DataIndex, Entry
 from rayzyme.storage.disk import put_in_place, remove_leftovers, sole_owner, temporary_file, writing
 from rayzyme.storage.eviction import Departure, candidates
+from rayzyme.storage.values import from_json
 
 logger = logging.getLogger(__name__)
 
 Write = Callable[[Any], None]
+
+FIRST_PIN_S = 3600.0
+"""How long a pin lasts that is given with a new entry."""
+
+# Damaged files that are kept for whoever wants to see what happened.
+_QUARANTINED = 20
 
 
 class EntryStore:
@@ -57,12 +64,13 @@ class EntryStore:
         with sole_owner(self._entries):
             yield
 
-    def put(self, entry: Entry, write: Write) -> None:
+    def put(self, entry: Entry, write: Write, pinned_by: str | None = None) -> None:
         """Write an entry's file and evict others until it fits.
 
         Args:
             entry: Its size is filled in here.
             write: Given a sink with `write(bytes)`.
+            pinned_by: Who needs it from the first moment on, for `FIRST_PIN_S` seconds.
 
         Raises:
             CacheTooSmall: It is larger than the limit; nothing was evicted.
@@ -77,6 +85,8 @@ class EntryStore:
             with self.alone():
                 self._make_room(entry)
                 self.index.put(entry, settled=False)
+                if pinned_by is not None:
+                    self.index.pin(entry.key, pinned_by, self._clock() + FIRST_PIN_S)
                 put_in_place(sink, path)
                 self.index.put(entry, settled=True)
 
@@ -92,35 +102,47 @@ class EntryStore:
             KeyError: No such key.
             CacheEntryLost: Its file is gone, or damaged and now in quarantine; the index is put right.
         """
-        now = self._clock()
-        entry = self.index.get(key, now) if isinstance(key, str) else None
-        if entry is None:
-            self._count("misses")
-            raise unknown(key)
+        path = self._path(key) if isinstance(key, str) else self._entries
         try:
-            with Bundle.open(self._path(key)) as bundle:
+            with self._open(key) as bundle:
                 if as_used:
-                    self.index.touch(key, now)
+                    # A full disk, or a writer that takes long, must not keep anybody from reading.
+                    with suppress(OSError, DatabaseError):
+                        self.index.touch(key, self._clock())
                 yield bundle
-        except FileNotFoundError:
-            with self.alone():
-                # Another process may be storing it again.
-                if not self._path(key).exists():
-                    self.index.remove([key])
+        except KeyError:
             self._count("misses")
-            raise CacheEntryLost(f"the file of entry {key} ({entry.data_id}) is gone from {self._entries}") from None
+            raise
         except DamagedFile as error:
             with self.alone():
-                self._set_aside(self._path(key))
-                self.index.remove([key])
+                # Somebody may have stored it again while this was reading the old file.
+                if self._read_entry(path, verify=True) is None:
+                    self.index.remove([key])
             self._count("misses")
-            raise CacheEntryLost(f"entry {key} ({entry.data_id}): {error}; it is now in {self._quarantine}") from error
+            raise CacheEntryLost(f"entry {key}: {error}; the damaged file is in {self._quarantine}") from error
         if as_used:
             self._count("hits")
 
+    def _open(self, key: str) -> Bundle:
+        entry = self.index.get(key, self._clock()) if isinstance(key, str) else None
+        if entry is None:
+            raise unknown(key)
+        with suppress(FileNotFoundError):
+            return Bundle.open(self._path(key))
+        # It was evicted just now, or is not in place yet, or somebody deleted its file.
+        with self.alone():
+            if self.index.get(key, self._clock()) is None:
+                raise unknown(key)
+            with suppress(FileNotFoundError):
+                return Bundle.open(self._path(key))
+            self.index.remove([key])
+        raise CacheEntryLost(f"the file of entry {key} ({entry.data_id}) is gone from {self._entries}")
+
     def depart(self, plan: Sequence[Departure]) -> list[Departure]:
         """Remove entries; gives those that went. A file that cannot be removed stays, with a warning. Call it `alone`."""
-        self.index.going([item.entry.key for item in plan])
+        # On a full disk the index cannot say so beforehand; then what a kill leaves half-done shows at the next opening.
+        with suppress(OSError):
+            self.index.going([item.entry.key for item in plan])
         gone = []
         for item in plan:
             try:
@@ -181,10 +203,13 @@ class EntryStore:
         """The entries as their own files tell: what a new index is made from."""
         return [entry for path in self._files() if (entry := self._read_entry(path)) is not None]
 
-    def _read_entry(self, path: Path) -> Entry | None:
+    def _read_entry(self, path: Path, *, verify: bool = False) -> Entry | None:
+        """What a file says of itself; a damaged one goes into quarantine. `verify` reads every byte for that."""
         try:
             state = path.stat()
             with Bundle.open(path) as bundle:
+                if verify:
+                    bundle.verify()
                 told = bundle.attributes
         except FileNotFoundError:
             return None
@@ -194,16 +219,20 @@ class EntryStore:
             return None
         stored_at = datetime.fromisoformat(told["timestamp"]).timestamp()
         return Entry(
-            path.name, told["kind"], told["data_id"], told["metadata"], state.st_size, stored_at, state.st_mtime,
-            told["intermediate"],
+            path.name, told["kind"], from_json(told["data_id"]), from_json(told["metadata"]), state.st_size, stored_at,
+            state.st_mtime, told["intermediate"],
         )  # fmt: skip
 
     def _set_aside(self, path: Path) -> None:
         self._quarantine.mkdir(exist_ok=True)
-        # Another process may have found the damage first.
-        if path.exists():
+        try:
             path.replace(self._quarantine / f"{path.name}.{time.time_ns()}")
-            get_metrics_collector().increment("rayzyme_data_corrupt_total")
+        except FileNotFoundError:
+            return
+        get_metrics_collector().increment("rayzyme_data_corrupt_total")
+        kept = sorted(self._quarantine.iterdir(), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        for old in kept[_QUARANTINED:]:
+            old.unlink(missing_ok=True)
 
     def _size_of(self, key: str) -> int:
         try:

@@ -11,6 +11,7 @@ import base64
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -103,12 +104,18 @@ def unpack(document: Any, array: Callable[[int], AnyArray]) -> Any:
             return _as_tensor(array(content), document["dtype"])
         case "scalar":
             return _scalar(content, document["dtype"])
+        case "text":
+            return base64.b64decode(content).decode("utf-8", "surrogatepass")
+        case "numpy text":
+            return np.str_(unpack(content, array))
+        case "numpy bytes":
+            return np.bytes_(unpack(content, array))
         case "tuple":
             return tuple(unpack(item, array) for item in content)
         case "set":
             return {unpack(item, array) for item in content}
         case "dict":
-            return {key: unpack(item, array) for key, item in content}
+            return {unpack(key, array): unpack(item, array) for key, item in content}
         case "float":
             return float(content)
         case "int":
@@ -124,6 +131,23 @@ def unpack(document: Any, array: Callable[[int], AnyArray]) -> Any:
     raise ValueError(f"unknown kind of value {tag!r}")
 
 
+def to_json(value: Any, name: str) -> str:
+    """A value without arrays as text, in ASCII.
+
+    Raises:
+        TypeError: It holds an array, or something that cannot be stored.
+    """
+    packed = pack(value, name)
+    if packed.arrays:
+        raise TypeError(f"{packed.places[0]} is an array, which has no place here")
+    return json.dumps(packed.document)
+
+
+def from_json(text: str) -> Any:
+    """The value of `to_json`."""
+    return unpack(json.loads(text), _no_array)
+
+
 def array_numbers(document: Any) -> Iterator[tuple[tuple[str | int, ...], int]]:
     """The arrays of a document: (keys that lead to it, its number), for dicts and lists above it."""
     if isinstance(document, list):
@@ -131,7 +155,7 @@ def array_numbers(document: Any) -> Iterator[tuple[tuple[str | int, ...], int]]:
     elif isinstance(document, dict) and _TAG not in document:
         items = list(document.items())
     elif isinstance(document, dict) and document[_TAG] == "dict":
-        items = [(key, item) for key, item in document["value"]]
+        items = [(unpack(key, _no_array), item) for key, item in document["value"]]
     else:
         if isinstance(document, dict) and document[_TAG] in (_ARRAY, _TENSOR):
             yield (), document["value"]
@@ -147,10 +171,12 @@ def describe_dtype(dtype: np.dtype[Any]) -> Any:
     Raises:
         TypeError: It holds Python objects, or NumPy alone could not make it again.
     """
-    if not dtype.hasobject:
-        description = json.loads(json.dumps(np.lib.format.dtype_to_descr(dtype)))
-        if dtype.kind != "T" and read_dtype(description) == dtype:
-            return description
+    if not dtype.hasobject and dtype.kind != "T":
+        # NumPy has no description for fields out of order or over one another.
+        with suppress(ValueError):
+            description = json.loads(json.dumps(np.lib.format.dtype_to_descr(dtype)))
+            if read_dtype(description) == dtype:
+                return description
     raise TypeError(f"dtype {dtype} cannot be stored")
 
 
@@ -178,8 +204,10 @@ def _pack(value: Any, place: str, packed: PackedValue, depth: int) -> Any:
     if depth > _DEEPEST:
         raise ValueError(f"{place[:200]}... is nested more than {_DEEPEST} levels deep, or contains itself")
     kind = type(value)
-    if value is None or kind in (bool, str):
+    if value is None or kind is bool:
         return value
+    if kind is str:
+        return _pack_text(value)
     if kind is int:
         return value if value.bit_length() <= _LONGEST_INT_BITS else _tagged("int", hex(value))
     if kind is float:
@@ -213,16 +241,33 @@ def _pack_dict(value: dict[Any, Any], place: str, packed: PackedValue, depth: in
     for key in value:
         if type(key) not in (str, int):
             raise TypeError(f"{place} has the key {key!r} of type {type(key).__name__}; keys must be str or int")
-    items = [[key, _pack(item, f"{place}[{key!r}]", packed, depth + 1)] for key, item in value.items()]
-    # JSON's own objects know no int keys, and one with our tag would look like one of ours.
-    if _TAG in value or any(type(key) is int for key in value):
+    items = [
+        [_pack(key, place, packed, depth + 1), _pack(item, f"{place}[{key!r}]", packed, depth + 1)]
+        for key, item in value.items()
+    ]
+    # JSON's own objects know texts as keys only, and one with our tag would look like one of ours.
+    if _TAG in value or not all(type(key) is str for key, _ in items):
         return _tagged("dict", items)
     return dict(items)
+
+
+def _pack_text(text: str) -> Any:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Two halves of a surrogate pair beside each other would come back from JSON as one character.
+        return _tagged("text", base64.b64encode(text.encode("utf-8", "surrogatepass")).decode())
+    return text
 
 
 def _pack_numbers(value: Any, place: str, packed: PackedValue) -> Any:
     if isinstance(value, ArrayBlocks):
         return _tagged(_ARRAY, packed.add(value, place))
+    # As arrays these would lose NULs at their ends, and be nothing at all where they are empty.
+    if type(value) is np.str_:
+        return _tagged("numpy text", _pack_text("".join(value)))
+    if type(value) is np.bytes_:
+        return _tagged("numpy bytes", _tagged("bytes", base64.b64encode(bytes(value)).decode()))
     if isinstance(value, np.generic):
         return _tagged("scalar", base64.b64encode(value.tobytes()).decode(), dtype=_describe(value.dtype, place))
     if type(value) in (np.ndarray, np.memmap):
@@ -254,6 +299,10 @@ def _scalar(content: str, dtype: Any) -> Any:
     return np.frombuffer(base64.b64decode(content), dtype=read_dtype(dtype))[0]
 
 
+def _no_array(number: int) -> AnyArray:
+    raise ValueError(f"array {number} is not here")
+
+
 def _from_tensor(tensor: Any, torch: Any) -> AnyArray:
     """The tensor's bytes as NumPy knows them; dtypes that it lacks (bfloat16, float8) as integers of their size."""
     plain = tensor.detach().cpu().resolve_conj().resolve_neg()
@@ -270,6 +319,6 @@ def _as_tensor(array: AnyArray, dtype: str) -> Any:
     except ImportError as error:
         raise MissingExtra("stored tensors need PyTorch to be read; install it with: pip install torch") from error
     # A tensor may be written to, what is read from a store may not.
-    tensor = torch.from_numpy(array.copy())
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     wanted = getattr(torch, dtype.removeprefix("torch."))
     return tensor if tensor.dtype == wanted else tensor.view(wanted)

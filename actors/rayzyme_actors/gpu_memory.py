@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayzyme.errors import DeviceUnavailable, ResourceError
 from rayzyme.resources import GPUManager
-from rayzyme.resources.gpu import configured_provider
+from rayzyme.resources.drivers import configured_provider
 from rayzyme.settings import Settings, use_settings
 from rayzyme_actors.placement import Node
 

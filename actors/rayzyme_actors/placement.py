@@ -1,7 +1,7 @@
 """Where actors go: one shard per GPU, or one per node without GPUs. Pure: nodes in, plans out.
 
-An actor asks for GPU memory in MB (2^20 bytes). Ray knows GPUs only as numbers, so it is asked for the share of a GPU that
-the memory is, and the actor takes a lease on the memory itself.
+An actor asks for GPU memory in MB (2^20 bytes). Ray knows GPUs only as numbers, so it is asked for the share that the memory
+is of what a GPU has to lease, and the actor takes a lease on the memory itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayzyme.errors import DeviceUnavailable
+from rayzyme.errors import DeviceUnavailable, ResourceError
 from rayzyme.resources.allocation import gpu_fraction
 
 # What CUDA itself and the workspace of a scan take beside the rows, in MB.
@@ -84,7 +84,9 @@ def wants_gpu(device: str, nodes: Sequence[Node]) -> bool:
     return device.startswith("cuda") or (device == "auto" and gpus > 0)
 
 
-def plan_shards(rows: int, nodes: Sequence[Node], device: str, row_bytes: int = 0) -> list[ShardPlan]:
+def plan_shards(
+    rows: int, nodes: Sequence[Node], device: str, row_bytes: int = 0, *, reserve_mb: int = 0
+) -> list[ShardPlan]:
     """Split a set's rows over the cluster's devices, in shares as even as can be; never more shards than rows.
 
     Args:
@@ -92,10 +94,11 @@ def plan_shards(rows: int, nodes: Sequence[Node], device: str, row_bytes: int = 
         nodes: Of the cluster; those with GPUs say how much memory these have.
         device: "auto", "cpu", "cuda".
         row_bytes: What a row takes on a device.
+        reserve_mb: MB of each GPU that are not leased.
 
     Raises:
         DeviceUnavailable: No node can hold a shard, or "cuda" without GPUs.
-        ResourceError: A shard is larger than its GPU.
+        ResourceError: A shard is larger than what its GPU has to lease.
     """
     on_gpus = wants_gpu(device, nodes)
     places = [node for node in nodes for _ in range(int(node.gpus))] if on_gpus else list(nodes)
@@ -106,17 +109,36 @@ def plan_shards(rows: int, nodes: Sequence[Node], device: str, row_bytes: int = 
     plans = []
     for start, stop, node in zip(bounds, bounds[1:], places, strict=False):
         megabytes = -(-(stop - start) * row_bytes // 2**20) + WORKSPACE_MB if on_gpus else 0
-        share = gpu_fraction(megabytes, node.gpu_memory_mb) if on_gpus else 0.0
+        share = _share(megabytes, node.gpu_memory_mb, reserve_mb) if on_gpus else 0.0
         if on_gpus and places.count(node) > 1:
             share = max(share, _ONE_EACH)
         plans.append(ShardPlan(start, stop, node.node_id, share, megabytes, max(1, int(node.cpus))))
     return plans
 
 
-def host_share(needed_mb: int, nodes: Sequence[Node]) -> float:
+def host_share(needed_mb: int, nodes: Sequence[Node], *, reserve_mb: int = 0) -> float:
     """The share of a GPU that a model's host asks Ray for: of the smallest GPU, since Ray may choose any.
 
+    Args:
+        needed_mb: MB that it leases.
+        nodes: Of the cluster; those with GPUs say how much memory these have.
+        reserve_mb: MB of each GPU that are not leased.
+
     Raises:
-        ResourceError: The smallest GPU has less memory than that.
+        ResourceError: The smallest GPU has less memory to lease than that.
     """
-    return gpu_fraction(needed_mb, min(node.gpu_memory_mb for node in nodes if node.gpus >= 1))
+    return _share(needed_mb, min(node.gpu_memory_mb for node in nodes if node.gpus >= 1), reserve_mb)
+
+
+def _share(needed_mb: int, gpu_mb: int, reserve_mb: int) -> float:
+    # Of what can be leased, not of the whole GPU: whom Ray places then also finds its memory.
+    if needed_mb > gpu_mb - reserve_mb:
+        raise ResourceError(
+            f"{needed_mb:,} MB do not fit on a GPU of {gpu_mb:,} MB, of which {reserve_mb:,} MB are kept free "
+            "(resources.gpu.min_free_memory_mb); use a larger device"
+        )
+    units = round(gpu_fraction(needed_mb, gpu_mb - reserve_mb) * 10_000)
+    # Ray counts whole ten-thousandths and cuts off the rest: 0.3334, in binary a little less, would count as 0.3333.
+    while int(units / 10_000 * 10_000) < units:
+        units += 1
+    return units / 10_000

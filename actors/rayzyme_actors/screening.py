@@ -24,7 +24,7 @@ from rayzyme.settings import ScreeningMode, Settings, get_settings
 from rayzyme_actors.connection import connect
 from rayzyme_actors.lanes import Lane
 from rayzyme_actors.model_host import EncodedReactions
-from rayzyme_actors.starting import checkpoint_ref, name_of_host, start_host, start_shards
+from rayzyme_actors.starting import checkpoint_ref, device_to_use, name_of_host, start_host, start_shards
 
 Progress = Callable[[int, int], None]
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Screener:
         """Find or start the actors and wait until they have loaded. Errors as in `screen`."""
         begin = time.perf_counter()
         self._settings = settings or get_settings()
-        wanted_device = device or self._settings.device
+        wanted_device = device_to_use(device, self._settings)
         library = ScreeningSetLibrary(self._settings.screening_sets)
         self._set_name = str(screening_set)
         self.screening_set: ScreeningSet = library.open(screening_set)

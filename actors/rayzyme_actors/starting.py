@@ -35,7 +35,7 @@ class ProteinEncoder:
     def __init__(self, checkpoint: str | Path, *, device: str | None = None, settings: Settings | None = None) -> None:
         """Find or start the host and wait until it has loaded."""
         settings = settings or get_settings()
-        wanted_device = device or settings.device
+        wanted_device = device_to_use(device, settings)
         name = name_of_host(checkpoint, wanted_device, settings)
         connect(settings)
         self._host = start_host(checkpoint, name, wanted_device, settings)
@@ -47,6 +47,12 @@ class ProteinEncoder:
         """Embed proteins: float32 (n, d), unit rows."""
         embeddings: Embeddings = self._host.submit("encode_proteins", list(proteins)).result()
         return embeddings
+
+
+def device_to_use(device: str | None, settings: Settings) -> str:
+    """The device that is asked for, else the settings'; "auto" is "cpu" where these do not let GPUs be taken unasked."""
+    wanted = device or settings.device
+    return "cpu" if wanted == "auto" and not settings.resources.gpu.auto_allocate else wanted
 
 
 def checkpoint_ref(checkpoint: str | Path, settings: Settings) -> CheckpointRef:
@@ -71,13 +77,15 @@ def start_host(checkpoint: str | Path, name: str, device: str, settings: Setting
     """Find or start the host; does not wait until it has loaded."""
     nodes = _nodes(device, settings)
     on_gpu = wants_gpu(device, nodes)
-    needed_mb = settings.resources.gpu.model_memory_mb if on_gpu else 0
+    gpu = settings.resources.gpu
+    needed_mb = gpu.model_memory_mb if on_gpu else 0
+    share = host_share(needed_mb, nodes, reserve_mb=gpu.min_free_memory_mb) if on_gpu else 0
     threads = max((int(node.cpus) for node in nodes), default=1)
     actor = LongLivedActor(
         name=name,
         actor_class=ModelHost,
         arguments=(_as_seen_by_all(checkpoint), settings, device, threads, needed_mb),
-        options={"num_cpus": ACTOR_CPUS, "num_gpus": host_share(needed_mb, nodes) if on_gpu else 0},
+        options={"num_cpus": ACTOR_CPUS, "num_gpus": share},
         namespace=settings.ray.namespace,
     )  # fmt: skip
     actor.start()
@@ -90,10 +98,11 @@ def start_shards(opened: ScreeningSet, device: str, settings: Settings) -> list[
     Raises:
         DeviceUnavailable: "cuda" on a cluster without GPUs.
         InsufficientSpace: A node's memory, as Ray counts it, is smaller than its shard; nothing was started.
-        ResourceError: A GPU's memory is smaller than its shard; nothing was started.
+        ResourceError: A GPU has less memory to lease than its shard needs; nothing was started.
     """
     row_bytes = opened.dimension * _BYTES_HELD[opened.embedding_type]
-    plans = plan_shards(len(opened), _nodes(device, settings), device, row_bytes)
+    reserve_mb = settings.resources.gpu.min_free_memory_mb
+    plans = plan_shards(len(opened), _nodes(device, settings), device, row_bytes, reserve_mb=reserve_mb)
     shards = [_shard(opened, plan, number, len(plans), device, settings) for number, plan in enumerate(plans)]
     memory = {node["NodeID"]: node["Resources"].get("memory", 0) for node in ray.nodes()}
     for plan, shard in zip(plans, shards, strict=True):

@@ -98,13 +98,13 @@ class FakeNvml:
         instance = gpu.instances[number]
         if instance is None:
             raise self.NVMLError_NotFound("Not Found")
-        return instance
+        return self._check(instance, "nvmlDeviceGetMigDeviceHandleByIndex")
 
     def nvmlDeviceGetGpuInstanceId(self, gpu: FakeGpu) -> int:  # noqa: N802
-        return gpu.place[0]
+        return self._check(gpu, "nvmlDeviceGetGpuInstanceId").place[0]
 
     def nvmlDeviceGetComputeInstanceId(self, gpu: FakeGpu) -> int:  # noqa: N802
-        return gpu.place[1]
+        return self._check(gpu, "nvmlDeviceGetComputeInstanceId").place[1]
 
     @staticmethod
     def _check(thing: Any, call: str) -> Any:

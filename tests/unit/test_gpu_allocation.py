@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rayzyme.errors import ResourceError, ValidationError
 from rayzyme.resources.allocation import batch_size, choose, explain, gpu_fraction, gpu_resource, offers, still_promised
 from rayzyme.resources.devices import Device
-from rayzyme.resources.ledger import Share
+from rayzyme.resources.leases import Share
 from rayzyme.resources.packing import Request, place_together
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
@@ -62,10 +62,12 @@ def test_a_reserve_lowers_what_is_available_and_not_what_is_free() -> None:
     assert (offer.available, offer.device.memory_free) == (37000, 38000)
 
 
-def test_leases_may_be_left_out() -> None:
-    """C16"""
-    (offer,) = offers({0: gpu(0, 38000)}, [lease(8000, token=1), lease(5000, token=2, pid=8)], "here", without={1})
-    assert offer.available == 33000
+@pytest.mark.parametrize(("in_use", "promised"), [(0, 5000), (8000, 5000), (10000, 3000), (13000, 0), (20000, 0)])
+def test_of_leases_that_are_left_out_the_use_is_left_out_too(in_use: int, promised: int) -> None:
+    """C14 C16"""
+    leases = [lease(8000, token=1), lease(5000, token=2), lease(700, pid=8, token=3)]
+    (offer,) = offers({0: gpu(0, 30000, used_by={7: in_use})}, leases, "here", without={1})
+    assert offer.promised == promised + 700
 
 
 FREE = {0: gpu(0, 38000), 1: gpu(1, 15000), 2: gpu(2, 40000)}

@@ -57,6 +57,27 @@ def test_a_gpu_in_mig_mode_is_listed_by_instance() -> None:
     assert listed[1].used_by == {7: 800}
 
 
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ("nvmlDeviceGetMigDeviceHandleByIndex", "unknown-1-1"),
+        ("nvmlDeviceGetUUID", "unknown-1-1"),
+        ("nvmlDeviceGetGpuInstanceId", "MIG-y"),
+        ("nvmlDeviceGetMemoryInfo", "MIG-y"),
+    ],
+)
+def test_a_faulty_instance_keeps_its_place_and_its_siblings_stay(call: str, name: str) -> None:
+    """C9"""
+    parts = [FakeGpu("MIG-x", place=(1, 0)), FakeGpu("MIG-y", broken={call: LOST}), FakeGpu("MIG-z", place=(3, 0))]
+    nvml = FakeNvml(FakeGpu("GPU-a"), FakeGpu("GPU-b", mig=True, instances=parts))
+    assert [(device.uuid, device.parent, device.fault) for device in Nvml(nvml).devices()] == [
+        ("GPU-a", "", ""),
+        ("MIG-x", "GPU-b", ""),
+        (name, "GPU-b", "GPU is lost"),
+        ("MIG-z", "GPU-b", ""),
+    ]
+
+
 @pytest.mark.parametrize("call", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetUUID", "nvmlDeviceGetMemoryInfo"])
 def test_a_faulty_gpu_keeps_its_place_and_says_why(call: str) -> None:
     """C9"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -154,7 +156,7 @@ def test_models_that_cuda_may_number_otherwise_are_warned_about_once(
 ) -> None:
     """C7"""
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
-    monkeypatch.setattr("rayzyme.resources.gpu._warned", set())
+    monkeypatch.setattr("rayzyme.resources.visibility._warned", set())
     mixed = SimpleNamespace(devices=lambda: [*FakeGPUs([1]).devices(), *FakeGPUs([1, 1], name="Other").devices()[1:]])
     for _ in range(2):
         make(provider=mixed).get_available_gpus()
@@ -178,6 +180,15 @@ def test_when_nothing_fits_the_need_and_the_best_offer_are_told(make: Make, capl
     assert manager.get_device_mapping("huge") == {"pytorch": "cpu", "jax": "cpu", "tensorflow": "cpu"}
     with manager.lease("huge") as gpus:
         assert gpus == []
+
+
+def test_without_any_gpu_the_need_and_the_offer_are_told_each_time(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """C11"""
+    manager = make(provider=FakeGPUs([]))
+    assert manager.allocate_gpus("prediction") == manager.allocate_gpus("prediction") == []
+    assert caplog.text.count("no GPU for 'prediction', which needs 16,000 MB: this process has none") == 2
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones(make: Make) -> None:
@@ -218,6 +229,110 @@ def test_closing_one_manager_leaves_what_another_needs(make: Make, database: Dat
     two.close()
     assert leases(database) == 0
     assert one.allocate_gpus("prediction") == [2, 0]
+
+
+def test_who_is_refused_takes_no_part_in_what_is_held(make: Make, database: Database) -> None:
+    """C15"""
+    one, two = make(), make()
+    assert one.allocate_gpus("prediction", count=1) == [2]
+    with pytest.raises(ResourceError, match="2 GPU"):
+        two.allocate_gpus("prediction", count=2)
+    one.close()
+    assert leases(database) == 0
+
+
+def test_a_gpu_that_fell_ill_is_not_counted(make: Make) -> None:
+    """C15"""
+    gpus = FakeGPUs(FREE)
+    manager = make(provider=gpus)
+    assert manager.allocate_gpus("prediction", count=2) == [2, 0]
+    gpus.spoil(0, "xid 79")
+    with pytest.raises(ResourceError, match=r"2 GPU.* asked for 'prediction', which this process holds on 1 usable"):
+        manager.allocate_gpus("prediction", count=2)
+    assert manager.allocate_gpus("prediction") == manager.allocate_gpus("prediction", count=1) == [2]
+    gpus.spoil(0, "")
+    assert manager.allocate_gpus("prediction", count=2) == [2, 0]
+
+
+def test_memory_that_was_taken_after_the_last_look_is_not_promised(
+    make: Make, another_process: LeaseLedger, database: Database
+) -> None:
+    """C13"""
+    gpus = FakeGPUs([40000])
+    holder = make({"all": 40000}, provider=gpus, store=another_process)
+    holder.allocate_gpus("all")
+    listed, go_on = threading.Event(), threading.Event()
+
+    class SlowToTell:
+        """Whoever looks first is overtaken by what happens then."""
+
+        def devices(self) -> Any:
+            devices = gpus.devices()
+            if not listed.is_set():
+                listed.set()
+                assert go_on.wait(10)
+            return devices
+
+    late, got = make({"all": 40000}, provider=SlowToTell()), []
+    thread = threading.Thread(target=lambda: got.append(late.allocate_gpus("all")))
+    thread.start()
+    assert listed.wait(10)
+    gpus.use(0, 99999, 16000)
+    holder.close()
+    go_on.set()
+    thread.join()
+    assert got == [[]]
+
+
+def test_tasks_that_freest_first_would_strand_are_placed_together(make: Make, database: Database) -> None:
+    """C20"""
+    needs = {"two": 2000, "three": 3000, "other three": 3000, "four": 4000, "five": 5000}
+    manager = make(needs, provider=FakeGPUs([6000, 6000]))
+    one_each = dict.fromkeys(["two", "three", "other three", "four"], 1)
+    assert manager.allocate_gpus("two", count=1) == [0]
+    assert manager.allocate_gpus("three", count=1) == [1]
+    assert manager.allocate_gpus("other three", count=1) == [0]
+    with pytest.raises(ResourceError, match="1 GPU"):
+        manager.allocate_gpus("four", count=1)
+    for task in one_each:
+        manager.release_gpus(task)
+    placed = manager.allocate_together(one_each)
+    assert (placed["two"], placed["three"]) == (placed["four"], placed["other three"])
+    assert placed["two"] != placed["three"]
+    assert manager.allocate_together(one_each) == placed
+    assert manager.allocate_gpus("four", count=1) == placed["four"]
+    assert leases(database) == 4
+
+
+def test_tasks_are_placed_together_around_what_is_held_or_none_is(make: Make, database: Database) -> None:
+    """C15 C20"""
+    manager = make({"prediction": 16000, "dynamics": 8000}, provider=FakeGPUs([16000, 24000]), reserve_mb=0)
+    assert manager.allocate_gpus("dynamics", count=1) == [1]
+    assert manager.allocate_together({"dynamics": 1, "prediction": 2}) == {"dynamics": [1], "prediction": [0, 1]}
+    manager.release_gpus("prediction")
+    collector = get_metrics_collector()
+    collector.reset()
+    with pytest.raises(
+        ResourceError, match=r"prediction \(3 x 16,000 MB\).*device 0 has 16,000 MB, device 1 has 16,000 MB available"
+    ):
+        manager.allocate_together({"dynamics": 1, "prediction": 3})
+    with pytest.raises(ResourceError, match="2 GPU"):
+        manager.allocate_together({"prediction": 1, "dynamics": 2})
+    with pytest.raises(KeyError, match="folding"):
+        manager.allocate_together({"prediction": 1, "folding": 1})
+    with pytest.raises(ResourceError, match="cannot be placed"):
+        make(provider=FakeGPUs([])).allocate_together({"prediction": 1})
+    assert collector.get_counter("rayzyme_gpu_refusals_total") == 3
+    assert leases(database) == 1
+
+
+@pytest.mark.parametrize("tasks", [{"prediction": 0}, {"prediction": True}, ["prediction"], {}])
+def test_what_is_asked_for_together_is_checked(make: Make, tasks: Any) -> None:
+    """C2"""
+    with pytest.raises(ValidationError, match="tasks"):
+        make().allocate_together(tasks)
+    with pytest.raises(ValidationError, match="tasks"):
+        make({f"task {n}": 1 for n in range(13)}).allocate_together({f"task {n}": 1 for n in range(13)})
 
 
 def test_leases_of_a_block_are_independent(make: Make, database: Database) -> None:
@@ -273,7 +388,8 @@ def test_what_is_held_is_not_taken_for_more(make: Make) -> None:
     manager.allocate_gpus("dynamics", count=2)
     assert manager.allocate_gpus("dynamics", count=2, min_memory_mb=8000) == [2, 0]
     with pytest.raises(
-        ResourceError, match=r"3 GPU.*which this process holds with 8,000, 8,000 MB; call release_gpus first"
+        ResourceError,
+        match=r"3 GPU.*which this process holds on 2 usable GPU\(s\) with 8,000, 8,000 MB; call release_gpus first",
     ):
         manager.allocate_gpus("dynamics", count=3)
     with pytest.raises(ResourceError, match=r"2 GPU.* with 9,000 MB"):
@@ -301,7 +417,30 @@ def test_the_leases_of_others_are_taken_off_the_batch_size(make: Make, another_p
     other = make(store=another_process)
     assert other.allocate_gpus("prediction") == [2, 0]
     assert manager.get_optimal_batch_size("dynamics", [2]) == 2
-    assert other.get_optimal_batch_size("dynamics", [2]) == 4
+    assert (manager.get_optimal_batch_size("prediction", [2]), other.get_optimal_batch_size("prediction", [2])) == (
+        1,
+        2,
+    )
+
+
+def test_tasks_of_one_process_do_not_both_fill_a_device(make: Make) -> None:
+    """C16"""
+    gpus = FakeGPUs([80000], total=80000)
+    manager = make(provider=gpus)
+    manager.allocate_gpus("prediction", min_memory_mb=48000)
+    manager.allocate_gpus("dynamics", min_memory_mb=32000)
+    sizes = [manager.get_optimal_batch_size(task, [0]) for task in ("prediction", "dynamics")]
+    assert sizes == [2, 3]
+    # What the process uses may be the one task's or the other's; it frees nothing of the other's promise.
+    gpus.use(0, os.getpid(), 10000)
+    assert manager.get_optimal_batch_size("dynamics", [0]) == 2
+
+
+@pytest.mark.parametrize("indices", [(2, 0), range(3), np.array([2, 0]), np.array([1], np.uint8), [np.int64(2)]])
+def test_indices_come_in_any_sequence_of_whole_numbers(make: Make, indices: Any) -> None:
+    """C2"""
+    assert sorted(make().monitor_memory_usage(indices)) == sorted(int(index) for index in indices)
+    assert make().get_optimal_batch_size("prediction", np.array([], int)) == 1
 
 
 def test_gpus_that_do_not_exist_are_refused(make: Make) -> None:
@@ -311,7 +450,7 @@ def test_gpus_that_do_not_exist_are_refused(make: Make) -> None:
     assert (
         manager.optimize_memory_usage("prediction", []) == manager.monitor_memory_usage([]) == manager.cleanup([]) == {}
     )
-    for indices in ([3], [0, 7], [-1], [True]):
+    for indices in ([3], [0, 7], [-1], [True], [0.0], [None], np.array([0.0]), np.array([True])):
         for ask in (
             lambda indices: manager.get_optimal_batch_size("prediction", indices),
             lambda indices: manager.optimize_memory_usage("prediction", indices),
@@ -320,6 +459,8 @@ def test_gpus_that_do_not_exist_are_refused(make: Make) -> None:
         ):
             with pytest.raises(IndexError, match=f"there is no GPU {indices[-1]}"):
                 ask(indices)
+            with pytest.raises(ValidationError, match="gpu_indices must be a sequence"):
+                ask({0})
 
 
 MB = 1 << 20
@@ -360,7 +501,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 def test_a_loaded_framework_gives_back_what_it_does_not_use_and_is_limited(make: Make, cuda: FakeCuda) -> None:
     """C17"""
-    manager = make({"prediction": 16000, "huge": 50000})
+    manager = make({"prediction": 16000, "huge": 10**400})
     assert manager.optimize_memory_usage("prediction", [0, 1]) == {0: 2000, 1: 0}
     assert cuda.fractions == {0: 0.4, 1: 0.4}
     manager.optimize_memory_usage("huge", [2])
@@ -431,6 +572,13 @@ def test_frameworks_are_sent_to_the_gpu_that_is_held_or_else_to_the_freest(
     assert manager.allocate_gpus("prediction", count=1) == [2]
     with manager.lease("prediction", count=1, min_memory_mb=20000):
         assert manager.get_device_mapping("prediction") == on_2
+    manager.release_gpus("prediction")
+    with manager.lease("prediction", min_memory_mb=25000) as gpus:
+        assert gpus == [2, 0]
+        # What is left fits nowhere, and what is held counts.
+        assert manager.get_device_mapping("prediction") == on_2
+        assert make().get_device_mapping("prediction") == on_2
+    assert manager.get_device_mapping("prediction") == on_2
 
 
 def test_each_gpu_is_explained(make: Make) -> None:
@@ -472,6 +620,8 @@ def test_the_settings_give_the_reserve(database: Database) -> None:
         ({"prefer_single_gpu": 1}, "prefer_single_gpu"),
         ({"reserve_mb": -1}, "reserve_mb"),
         ({"reserve_mb": False}, "reserve_mb"),
+        ({"reserve_mb": np.array([1, 2])}, "reserve_mb"),
+        ({"reserve_mb": np.array(3)}, "reserve_mb"),
         ({"provider": []}, "provider"),
         ({"store": "rayzyme.db"}, "store"),
     ],
@@ -491,16 +641,16 @@ def test_what_is_asked_for_is_checked(make: Make, count: int | None, memory: int
 
 def test_who_loses_its_leases_is_told_and_may_allocate_anew(make: Make, database: Database) -> None:
     """D15"""
-    now, told = [datetime.now(UTC)], []
+    now, told = [datetime.now(UTC)], queue.SimpleQueue()
     slow = LeaseLedger(database, ttl=3000, renew=1000, clock=lambda: now[0])
     manager = make(prefer_single_gpu=True, store=slow)
-    assert manager.allocate_gpus("prediction", on_lost=told.append) == [2]
+    assert manager.allocate_gpus("prediction", on_lost=told.put) == [2]
     now[0] += timedelta(seconds=4000)
     quick = LeaseLedger(database, clock=lambda: now[0])
     other = make(prefer_single_gpu=True, store=quick)
     assert other.allocate_gpus("prediction") == [2]
     slow.renew()
-    assert told == ["prediction"]
+    assert told.get(timeout=10) == "prediction"
     assert manager.release_gpus("prediction") is False
     assert manager.allocate_gpus("prediction") == [0]
 
@@ -515,10 +665,11 @@ def test_metrics_tell_what_is_free_and_what_was_granted(make: Make, caplog: pyte
     manager.allocate_gpus("huge")
     with pytest.raises(ResourceError):
         manager.allocate_gpus("huge", count=1)
+    assert make({"small": 1}, provider=FakeGPUs([])).allocate_gpus("small") == []
     uuid = FakeGPUs(FREE).devices()[1].uuid
     assert collector.get_latest("rayzyme_gpu_memory_free_mb", {"device": uuid}) == 15000
     assert collector.get_counter("rayzyme_gpu_allocations_total") == 1
-    assert collector.get_counter("rayzyme_gpu_refusals_total") == 2
+    assert collector.get_counter("rayzyme_gpu_refusals_total") == 3
 
 
 def test_a_manager_that_is_collected_gives_everything_back(database: Database, home: Path) -> None:

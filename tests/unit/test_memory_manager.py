@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,12 @@ import pytest
 
 from rayzyme.database import Database, open_database
 from rayzyme.errors import ResourceError, ValidationError
-from rayzyme.resources import memory as memory_module
 from rayzyme.resources.ledger import LeaseLedger
 from rayzyme.resources.memory import (
     MemoryManager,
     SystemMemory,
-    available_memory,
     get_memory_manager,
     resident_mb,
-    system_memory,
 )
 from rayzyme.settings import load_settings, use_settings
 
@@ -66,16 +65,47 @@ def test_both_reserves_count() -> None:
     assert manager.suggest_batch_size(100, memory_reserve_ratio=1.0) == 1
 
 
-def test_the_settings_give_the_reserve(home: Path) -> None:
+@pytest.mark.parametrize(
+    ("available", "item", "reserve", "size"), [(10, 2.5, 0.25, 3), (10, 2.4, 0.25, 3), (3, 0.7, 0.1, 3), (1, 1.5, 0, 1)]
+)
+def test_only_the_number_of_items_is_rounded(available: int, item: float, reserve: float, size: int) -> None:
     """D69"""
-    assert get_memory_manager() is get_memory_manager()
-    default = get_memory_manager()
+    manager = MemoryManager(0.0, measure=lambda: SystemMemory(16000 * MB, available * MB))
+    assert manager.suggest_batch_size(item, 64, reserve) == size
+
+
+@pytest.fixture
+def ending() -> Iterator[None]:
+    """Gives back at the end what the manager of this process holds."""
+    yield
+    get_memory_manager().close()
+
+
+def test_the_settings_give_the_reserve(home: Path, ending: None) -> None:
+    """D69"""
+    manager = get_memory_manager()
+    assert manager.available_mb() > 0
+    assert manager.suggest_batch_size(item_memory_mb=100, max_batch_size=64) in range(1, 65)
     use_settings(load_settings(overrides={"resources": {"memory": {"reserve_ratio": 1.0}}}))
-    assert get_memory_manager() is not default
-    assert get_memory_manager().available_mb() == 0
-    assert default.available_mb() > 0
-    assert default.suggest_batch_size(item_memory_mb=100, max_batch_size=64) in range(1, 65)
+    assert get_memory_manager() is manager
+    assert manager.available_mb() == 0
     assert not home.exists()
+
+
+def test_settings_that_change_drop_no_promise(ending: None) -> None:
+    """D15"""
+    assert get_memory_manager().allocate("embed", 10)
+    use_settings(load_settings(overrides={"resources": {"memory": {"reserve_ratio": 0.5}}}))
+    get_memory_manager()
+    gc.collect()
+    assert get_memory_manager().get_stats()["allocations"]["tasks"] == {"embed": 10}
+    assert get_memory_manager().release("embed") is True
+
+
+def test_threads_get_the_same_manager(ending: None) -> None:
+    """C3"""
+    with ThreadPoolExecutor(8) as pool:
+        assert len({id(manager) for manager in pool.map(lambda _number: get_memory_manager(), range(64))}) == 1
 
 
 @pytest.mark.parametrize(
@@ -84,6 +114,8 @@ def test_the_settings_give_the_reserve(home: Path) -> None:
         ({"item_memory_mb": -1}, "item_memory_mb"),
         ({"item_memory_mb": True}, "item_memory_mb"),
         ({"item_memory_mb": float("nan")}, "item_memory_mb"),
+        ({"item_memory_mb": 10**400}, "item_memory_mb"),
+        ({"item_memory_mb": 1, "memory_reserve_ratio": 10**400}, "memory_reserve_ratio"),
         ({"item_memory_mb": 1, "max_batch_size": 0}, "max_batch_size"),
         ({"item_memory_mb": 1, "memory_reserve_ratio": 1.1}, "memory_reserve_ratio"),
     ],
@@ -100,25 +132,6 @@ def test_wrong_figures_are_named(arguments: dict[str, Any], named: str) -> None:
         MemoryManager().allocate("", 1)
 
 
-@pytest.mark.parametrize("version", ["_CGROUP_V2", "_CGROUP_V1"])
-def test_a_containers_limit_counts(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """D69"""
-    reclaimable = getattr(memory_module, version)[2]
-    (tmp_path / "limit").write_text(f"{300 * MB}\n")
-    (tmp_path / "usage").write_text(f"{250 * MB}\n")
-    (tmp_path / "memory.stat").write_text(f"anon 5\n{reclaimable} {20 * MB}\n")
-    for name in ("_CGROUP_V2", "_CGROUP_V1"):
-        monkeypatch.setattr(memory_module, name, (tmp_path / "absent", tmp_path / "absent", reclaimable))
-    unlimited = system_memory()
-    monkeypatch.setattr(memory_module, version, (tmp_path / "limit", tmp_path / "usage", reclaimable))
-    assert system_memory() == SystemMemory(total=300 * MB, available=70 * MB)
-    assert available_memory() == 70 * MB
-    (tmp_path / "usage").write_text(f"{400 * MB}\n")
-    assert available_memory() == 0
-    (tmp_path / "limit").write_text("max\n")
-    assert system_memory().total == unlimited.total
-
-
 def test_memory_is_promised_once(open_manager: Callable[[], MemoryManager], caplog: pytest.LogCaptureFixture) -> None:
     """D15"""
     ours, theirs = open_manager(), open_manager()
@@ -131,6 +144,17 @@ def test_memory_is_promised_once(open_manager: Callable[[], MemoryManager], capl
         ours.allocate("embed", 5001)
     assert (ours.release("embed"), ours.release("embed")) == (True, False)
     assert ours.allocate("fold", 5000) is True
+
+
+def test_who_is_refused_takes_no_part_in_what_is_held(database: Database) -> None:
+    """C15"""
+    one, two = (MemoryManager(store=database, measure=lambda: MACHINE, resident=lambda _pids: {}) for _ in range(2))
+    assert one.allocate("embed", 1000)
+    with pytest.raises(ResourceError, match="2,000 MB are asked for 'embed', which holds 1,000 MB"):
+        two.allocate("embed", 2000)
+    one.close()
+    assert two.get_stats()["allocations"]["tasks"] == {}
+    two.close()
 
 
 def test_the_figures_are_those_of_the_documents(open_manager: Callable[[], MemoryManager]) -> None:

@@ -9,11 +9,12 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rayzyme.errors import DatabaseError, ValidationError
-from rayzyme.resources.ledger import Decide, Holding, LeaseLedger, Share
+from rayzyme.resources.leases import Accept, Decide, DecideTogether, Holding, OnLost, Share
+from rayzyme.resources.ledger import LeaseLedger
 
 if TYPE_CHECKING:
     from rayzyme.database import Database
@@ -46,9 +47,9 @@ class Account:
         """What this process holds under `key`."""
         return self._opened().held(key)
 
-    def own_tokens(self) -> set[int]:
-        """Tokens of the leases of this process."""
-        return self._opened().tokens()
+    def shares(self, purpose: str) -> list[Share]:
+        """The leases of this process for one purpose, those held longest first."""
+        return self._opened().shares(purpose)
 
     def live(self, resources: Sequence[str]) -> list[Share]:
         """Live leases of everybody; see `LeaseLedger.live`."""
@@ -61,11 +62,27 @@ class Account:
         *,
         purpose: str,
         key: Hashable = None,
-        on_lost: Callable[[], None] | None = None,
+        accept: Accept | None = None,
+        on_lost: OnLost | None = None,
     ) -> tuple[Hashable, Holding]:
         """Take what `decide` says; see `LeaseLedger.acquire`."""
         ledger = self._opened()
-        return ledger.acquire(resources, decide, purpose=purpose, user=self._user, key=key, on_lost=on_lost)
+        return ledger.acquire(
+            resources, decide, purpose=purpose, user=self._user, key=key, accept=accept, on_lost=on_lost
+        )
+
+    def acquire_together(
+        self,
+        resources: Sequence[str],
+        decide: DecideTogether,
+        purposes: Mapping[Hashable, str],
+        *,
+        accept: Accept | None = None,
+        on_lost: Mapping[Hashable, OnLost] | None = None,
+    ) -> dict[Hashable, Holding]:
+        """Take what is missing under several keys; see `LeaseLedger.acquire_together`."""
+        ledger = self._opened()
+        return ledger.acquire_together(resources, decide, purposes, user=self._user, accept=accept, on_lost=on_lost)
 
     def release(self, key: Hashable) -> bool:
         """Give back what this process holds under `key`; False where that is nothing."""

@@ -11,7 +11,8 @@ from typing import Final
 from rayzyme.checks import whole_number
 from rayzyme.errors import ResourceError
 from rayzyme.resources.devices import Device
-from rayzyme.resources.ledger import Share
+from rayzyme.resources.leases import Share, Wants
+from rayzyme.resources.packing import Request, place_together
 
 # What a batch may fill of the free memory: a simulation's use swells more between steps than a prediction's.
 _BATCH_SHARE: Final[Mapping[str, Fraction]] = {"prediction": Fraction(9, 10)}
@@ -45,17 +46,51 @@ def gpu_resource(host: str, device: Device) -> str:
     return f"gpu:{host}:{device.uuid}"
 
 
-def still_promised(leases: Iterable[Share], used_by: Mapping[int, int]) -> int:
+def resources_of(devices: Mapping[int, Device], host: str) -> list[str]:
+    """Names of devices in the ledger, in their order."""
+    return [gpu_resource(host, device) for device in devices.values()]
+
+
+def indices_of(shares: Iterable[Share], devices: Mapping[int, Device], host: str) -> list[int]:
+    """Indices of leased devices, without those that are not among `devices`."""
+    index_of = dict(zip(resources_of(devices, host), devices, strict=True))
+    return [index_of[share.resource] for share in shares if share.resource in index_of]
+
+
+def wants(chosen: Iterable[Offer], need: int, host: str) -> Wants:
+    """What to take from the ledger, to have `need` MB on each of some devices."""
+    return [(gpu_resource(host, offer.device), need) for offer in chosen]
+
+
+def require_as_asked(shares: Sequence[Share], usable: Sequence[int], count: int | None, need: int) -> None:
+    """Check that what is held for a task, on devices of which some are usable now, is what is asked for.
+
+    Raises:
+        ResourceError: It is less, or on another number of devices than `count`, if that is given.
+    """
+    if any(share.amount < need for share in shares) or (count is not None and len(usable) != count):
+        amounts = ", ".join(f"{share.amount:,.0f}" for share in shares)
+        raise ResourceError(
+            f"{count or len(shares)} GPU(s) with {need:,} MB are asked for {shares[0].purpose!r}, which this process holds on "
+            f"{len(usable)} usable GPU(s) with {amounts} MB; call release_gpus first"
+        )
+
+
+def still_promised(leases: Iterable[Share], used_by: Mapping[int, int], without: Collection[int] = ()) -> int:
     """MB that holders of leases on one resource may still take: what a process already uses is no longer free anyhow.
 
     Args:
         leases: All on the same resource.
         used_by: MB that each process uses of it now. One that is not named here uses nothing.
+        without: Tokens of leases that shall not count. What their process uses is taken to be theirs first.
     """
-    leased: dict[int, float] = {}
+    counted: dict[int, float] = {}
+    left_out: dict[int, float] = {}
     for lease in leases:
-        leased[lease.pid] = leased.get(lease.pid, 0) + lease.amount
-    return sum(max(0, math.ceil(amount) - used_by.get(pid, 0)) for pid, amount in leased.items())
+        amounts = left_out if lease.token in without else counted
+        amounts[lease.pid] = amounts.get(lease.pid, 0) + lease.amount
+    unexplained = {pid: max(0, used - math.floor(left_out.get(pid, 0))) for pid, used in used_by.items()}
+    return sum(max(0, math.ceil(amount) - unexplained.get(pid, 0)) for pid, amount in counted.items())
 
 
 def offers(
@@ -73,16 +108,16 @@ def offers(
         leases: Live ones, of any resource.
         host: This machine's name in the ledger.
         reserved: MB to leave free on each device.
-        without: Tokens of leases that shall not count.
+        without: Tokens of leases that shall not count; see `still_promised`.
     """
     by_resource: dict[str, list[Share]] = {}
     for lease in leases:
-        if lease.token not in without:
-            by_resource.setdefault(lease.resource, []).append(lease)
-    return [
-        Offer(index, device, reserved, still_promised(by_resource.get(gpu_resource(host, device), ()), device.used_by))
+        by_resource.setdefault(lease.resource, []).append(lease)
+    promised = {
+        index: still_promised(by_resource.get(gpu_resource(host, device), ()), device.used_by, without)
         for index, device in devices.items()
-    ]
+    }
+    return [Offer(index, device, reserved, promised[index]) for index, device in devices.items()]
 
 
 def choose(offered: Iterable[Offer], need: int, count: int | None = None) -> list[Offer]:
@@ -106,11 +141,32 @@ def choose(offered: Iterable[Offer], need: int, count: int | None = None) -> lis
     return fitting[:count]
 
 
+def choose_together(offered: Sequence[Offer], wishes: Mapping[str, Request]) -> dict[str, list[Offer]]:
+    """Devices for several tasks at once, such that all fit; see `place_together`.
+
+    Args:
+        offered: One per device.
+        wishes: By task.
+
+    Raises:
+        ResourceError: No placement of all of them exists.
+    """
+    places = place_together(list(wishes.values()), [offer.available for offer in offered])
+    if places is None:
+        asked = ", ".join(f"{task} ({wish.count} x {wish.memory_mb:,} MB)" for task, wish in wishes.items())
+        given = ", ".join(f"device {offer.index} has {max(0, offer.available):,} MB" for offer in offered)
+        raise ResourceError(
+            f"{asked} cannot be placed together: {given + ' available' if given else 'this process has no GPU'}. Wait for a "
+            "release, or ask for fewer devices or less memory"
+        )
+    return {task: [offered[number] for number in place] for task, place in zip(wishes, places, strict=True)}
+
+
 def best_offer(offered: Iterable[Offer]) -> str:
     """The most that any one device has to give, in words."""
     best = max(offered, key=lambda offer: (offer.available, -offer.index), default=None)
     if best is None:
-        return "there is no GPU"
+        return "this process has none"
     return f"the best offer is {max(0, best.available):,} MB on device {best.index}"
 
 

@@ -11,16 +11,25 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rayzyme.errors import DeviceUnavailable
-from rayzyme.resources.devices import Device, GpuProvider
+from rayzyme.resources.devices import Device, FakeGPUs, GpuProvider
 
 logger = logging.getLogger(__name__)
 
 _MB: Final = 1 << 20
-_ANSWER_TIMEOUT_S: Final = 30
+# Devices are listed while others wait for the ledger, so this stays well below the time after which a lease lapses.
+_ANSWER_TIMEOUT_S: Final = 10
+
+
+def configured_provider() -> GpuProvider:
+    """The system's driver, or what `resources.gpu.simulated_mb` pretends."""
+    from rayzyme.settings import get_settings
+
+    simulated = get_settings().resources.gpu.simulated_mb
+    return FakeGPUs(simulated, simulated) if simulated else SystemGPUs()
 
 
 class SystemGPUs:
@@ -105,19 +114,25 @@ def _devices_of(nvml: Any, gpu: int) -> list[Device]:
         capability = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle))
         if not _is_in_mig_mode(nvml, handle):
             return [_device(nvml, handle, gpu=gpu, uuid=uuid, compute_capability=capability)]
-        instances = []
-        for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-            try:
-                part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
-            except nvml.NVMLError_NotFound:
-                continue
-            place = (nvml.nvmlDeviceGetGpuInstanceId(part), nvml.nvmlDeviceGetComputeInstanceId(part))
-            name = nvml.nvmlDeviceGetUUID(part)
-            known = {"uuid": name, "compute_capability": capability, "parent": uuid, "instance": place}
-            instances.append(_device(nvml, part, gpu=gpu, **known))
-        return instances
+        places = range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle))
+        known = {"gpu": gpu, "compute_capability": capability, "parent": uuid}
+        return [part for place in places if (part := _instance(nvml, handle, place, known)) is not None]
     except nvml.NVMLError as error:
         return [Device(gpu=gpu, uuid=uuid, fault=str(error))]
+
+
+def _instance(nvml: Any, whole: Any, number: int, known: Mapping[str, Any]) -> Device | None:
+    """An instance of a GPU, a faulty one as such; None where there is none of that number."""
+    uuid = f"unknown-{known['gpu']}-{number}"
+    try:
+        handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, number)
+        uuid = nvml.nvmlDeviceGetUUID(handle)
+        place = (nvml.nvmlDeviceGetGpuInstanceId(handle), nvml.nvmlDeviceGetComputeInstanceId(handle))
+        return _device(nvml, handle, uuid=uuid, instance=place, **known)
+    except nvml.NVMLError_NotFound:
+        return None
+    except nvml.NVMLError as error:
+        return Device(uuid=uuid, fault=str(error), **known)
 
 
 def _device(nvml: Any, handle: Any, **known: Any) -> Device:

@@ -9,21 +9,36 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from numbers import Integral
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from rayzyme.checks import short_text, truth_value, whole_number
 from rayzyme.errors import ResourceError, ValidationError
 from rayzyme.resources.account import Account
-from rayzyme.resources.allocation import Offer, batch_size, best_offer, choose, explain, gpu_resource, offers
-from rayzyme.resources.devices import Device, FakeGPUs, GpuProvider
-from rayzyme.resources.drivers import SystemGPUs
+from rayzyme.resources.allocation import (
+    Offer,
+    batch_size,
+    best_offer,
+    choose,
+    choose_together,
+    explain,
+    indices_of,
+    offers,
+    require_as_asked,
+    resources_of,
+    wants,
+)
+from rayzyme.resources.devices import Device, GpuProvider
+from rayzyme.resources.drivers import SystemGPUs, configured_provider
 from rayzyme.resources.frameworks import LoadedFramework
-from rayzyme.resources.ledger import LONGEST_PURPOSE, LeaseLedger, Share
-from rayzyme.resources.visibility import order_is_certain, visible_devices
+from rayzyme.resources.leases import LONGEST_PURPOSE, Share, Wants
+from rayzyme.resources.ledger import LeaseLedger
+from rayzyme.resources.packing import Request
+from rayzyme.resources.visibility import list_visible
 
 if TYPE_CHECKING:
     from rayzyme.database import Database
@@ -33,8 +48,11 @@ logger = logging.getLogger(__name__)
 DEFAULT_REQUIRED_MEMORY: Final[Mapping[str, int]] = {"prediction": 16000, "dynamics": 8000}
 """MB that a task needs on each GPU."""
 
+MOST_TOGETHER: Final = 12
+"""Tasks that `allocate_together` places at once; the search for places takes no time up to there."""
+
 OnLost = Callable[[str], None]
-"""Called with the task, in the renewing thread, when its leases are lost: its work has to stop."""
+"""Called with the task, in a thread of its own, when its leases are lost: its work has to stop."""
 
 
 class GPUManager:
@@ -111,17 +129,66 @@ class GPUManager:
             task: Known from `required_memory`.
             count: How many GPUs exactly; None: all that fit, or the freest with `prefer_single_gpu`.
             min_memory_mb: MB per GPU; None: what the task requires.
-            on_lost: Told when the leases are lost.
+            on_lost: Told when the leases are lost, once; it replaces what this manager gave before for the task.
 
         Returns:
             Indices, the freest device first. Without `count`, none where nothing fits; a warning says what was missing.
 
         Raises:
             KeyError: The task is not known.
-            ResourceError: Fewer than `count` fit, or the task is held with fewer or smaller shares; nothing new is held.
+            ResourceError: Fewer than `count` fit, or the task is held on fewer healthy GPUs or with smaller shares;
+                nothing new is held.
             DatabaseError: The leases cannot be written now.
         """
         return self._allocate(task, ("gpu", task), count, min_memory_mb, on_lost)[1]
+
+    def allocate_together(self, tasks: Mapping[str, int], on_lost: OnLost | None = None) -> dict[str, list[int]]:
+        """Reserve memory for several tasks at once, all or none, wherever a placement of all of them exists.
+
+        One by one, each on the freest GPUs, earlier tasks may strand memory that later ones need: of 6 GB on each of two
+        GPUs, tasks of 2, 3 and 3 GB taken so leave no room for one of 4 GB, and together all four fit. Who waits for memory
+        with several tasks asks for all of them again after each release. A task that this process holds stays where it is.
+
+        Args:
+            tasks: How many GPUs each task needs, exactly; at most `MOST_TOGETHER` tasks.
+            on_lost: As for `allocate_gpus`, for each task.
+
+        Returns:
+            Indices by task. Each task is held as if by `allocate_gpus`, until `release_gpus`.
+
+        Raises:
+            KeyError: A task is not known.
+            ResourceError: They cannot be placed together, or one is held otherwise than is asked for; nothing new is held.
+            ValidationError: `tasks` names none or too many, or a count is no whole number above 0.
+            DatabaseError: The leases cannot be written now.
+        """
+        if not isinstance(tasks, Mapping) or not 1 <= len(tasks) <= MOST_TOGETHER:
+            raise ValidationError(f"tasks must map 1 to {MOST_TOGETHER} tasks to numbers of GPUs, not {tasks!r}")
+        wishes = {
+            task: Request(self._need(task, None), whole_number(f"tasks[{task!r}]", count, at_least=1))
+            for task, count in tasks.items()
+        }
+        devices, host = self._devices(), socket.gethostname()
+
+        def decide(leases: Sequence[Share], missing: Collection[Hashable]) -> dict[Hashable, Wants]:
+            wanted = {task: wish for task, wish in wishes.items() if ("gpu", task) in missing}
+            chosen = choose_together(self._look_again(devices, leases), wanted)
+            return {("gpu", task): wants(places, wanted[task].memory_mb, host) for task, places in chosen.items()}
+
+        def accept(shares: Sequence[Share]) -> None:
+            wish = wishes[shares[0].purpose]
+            require_as_asked(shares, indices_of(shares, devices, host), wish.count, wish.memory_mb)
+
+        keys: dict[Hashable, str] = {("gpu", task): task for task in wishes}
+        told = None if on_lost is None else {key: partial(on_lost, task) for key, task in keys.items()}
+        with _counting_refusals():
+            if not devices:
+                choose_together([], wishes)
+            holdings = self._account.acquire_together(
+                resources_of(devices, host), decide, keys, accept=accept, on_lost=told
+            )
+        _count("rayzyme_gpu_allocations_total", len(holdings))
+        return {task: indices_of(holdings[key].shares, devices, host) for key, task in keys.items()}
 
     def release_gpus(self, task: str) -> bool:
         """Give back what this process holds for a task by `allocate_gpus`; False where it holds nothing."""
@@ -148,9 +215,10 @@ class GPUManager:
             KeyError: The task is not known.
         """
         need = self._need(task, None)
-        visible = self._visible()
+        visible = list_visible(self._provider)
         healthy = _healthy(visible)
-        held = self._held(task, healthy)
+        holding = self._account.held(("gpu", task)) if healthy else None
+        held = indices_of(holding.shares, healthy, socket.gethostname()) if holding else ()
         told = explain(self._offers(healthy), need, single=self._prefer_single_gpu, held=held)
         told.update({index: f"unhealthy: {device.fault}" for index, device in visible.items() if device.fault})
         return dict(sorted(told.items()))
@@ -158,16 +226,19 @@ class GPUManager:
     def get_optimal_batch_size(self, task: str, gpu_indices: Sequence[int]) -> int:
         """How many items of a task fit on the smallest of some GPUs at once; 1 where that is less, or without GPUs.
 
-        What others lease is taken off what is free, what this process leases is not.
+        What this process leases for the task counts as free; what it leases for other tasks, and what others lease, does not.
 
         Raises:
             KeyError: The task is not known.
             IndexError: There is no such GPU.
+            ValidationError: `gpu_indices` is no sequence.
         """
         need = self._need(task, None)
-        if not gpu_indices:
+        devices = self._picked(gpu_indices)
+        if not devices:
             return 1
-        offered = self._offers(self._picked(gpu_indices), without_own=True)
+        own = {share.token for share in self._account.shares(task)}
+        offered = self._offers(devices, without=own)
         return batch_size(task, min(offer.available for offer in offered), need)
 
     def optimize_memory_usage(self, task: str, gpu_indices: Sequence[int]) -> dict[int, int]:
@@ -179,14 +250,13 @@ class GPUManager:
         Raises:
             KeyError: The task is not known.
             IndexError: There is no such GPU.
+            ValidationError: `gpu_indices` is no sequence.
         """
         need = self._need(task, None)
-        if not gpu_indices:
-            return {}
         devices, framework = self._picked(gpu_indices), LoadedFramework()
         freed = framework.empty_caches(list(devices))
         for index, device in devices.items():
-            framework.limit(index, min(1.0, need / device.memory_total))
+            framework.limit(index, min(need, device.memory_total) / device.memory_total)
         return freed
 
     def monitor_memory_usage(self, gpu_indices: Sequence[int]) -> dict[int, dict[str, int]]:
@@ -196,9 +266,8 @@ class GPUManager:
 
         Raises:
             IndexError: There is no such GPU.
+            ValidationError: `gpu_indices` is no sequence.
         """
-        if not gpu_indices:
-            return {}
         framework, told = LoadedFramework(), {}
         for index, device in self._picked(gpu_indices).items():
             reserved, allocated = framework.reserved(index), framework.allocated(index)
@@ -224,9 +293,8 @@ class GPUManager:
 
         Raises:
             IndexError: There is no such GPU.
+            ValidationError: `gpu_indices` is no sequence.
         """
-        if gpu_indices is not None and not gpu_indices:
-            return {}
         indices = list(self._devices() if gpu_indices is None else self._picked(gpu_indices))
         framework = LoadedFramework()
         for index in indices:
@@ -236,14 +304,15 @@ class GPUManager:
     def get_device_mapping(self, task: str) -> dict[str, str]:
         """Where each framework should compute a task: on the GPU that is held for it, else on the freest that fits, else "cpu".
 
-        Nothing is allocated.
+        Of several held GPUs, by `lease` too, the one held longest. Nothing is allocated.
 
         Raises:
             KeyError: The task is not known.
         """
         need = self._need(task, None)
         devices = self._devices()
-        best = self._held(task, devices) or [offer.index for offer in choose(self._offers(devices), need)]
+        held = indices_of(self._account.shares(task), devices, socket.gethostname()) if devices else []
+        best = held or [offer.index for offer in choose(self._offers(devices), need)]
         if not best:
             return {"pytorch": "cpu", "jax": "cpu", "tensorflow": "cpu"}
         return {"pytorch": f"cuda:{best[0]}", "jax": f"cuda:{best[0]}", "tensorflow": f"GPU:{best[0]}"}
@@ -266,36 +335,47 @@ class GPUManager:
         need = self._need(task, min_memory_mb)
         if count is not None:
             whole_number("count", count, at_least=1)
-        devices = self._devices()
-        if not devices and count is None:
-            return key, []
-        if not devices:
-            _count("rayzyme_gpu_refusals_total")
-            raise ResourceError(f"{count} GPU(s) are needed for {task!r}, and this process has none")
-        host = socket.gethostname()
-        index_of = {gpu_resource(host, device): index for index, device in devices.items()}
+        devices, host = self._devices(), socket.gethostname()
         offered: list[Offer] = []
 
-        def decide(leases: Sequence[Share]) -> list[tuple[str, float]]:
-            offered[:] = offers(devices, leases, host, reserved=self._reserve)
+        def decide(leases: Sequence[Share]) -> Wants:
+            offered[:] = self._look_again(devices, leases)
             chosen = choose(offered, need, count)
-            if count is None and self._prefer_single_gpu:
-                chosen = chosen[:1]
-            return [(gpu_resource(host, offer.device), need) for offer in chosen]
+            return wants(chosen[:1] if count is None and self._prefer_single_gpu else chosen, need, host)
 
-        told = None if on_lost is None else lambda: on_lost(task)
-        try:
-            key, holding = self._account.acquire(list(index_of), decide, purpose=task, key=key, on_lost=told)
-            _require_as_asked(task, holding.shares, count, need)
-        except ResourceError:
-            _count("rayzyme_gpu_refusals_total")
-            raise
-        if not holding.shares:
+        def accept(shares: Sequence[Share]) -> None:
+            require_as_asked(shares, indices_of(shares, devices, host), count, need)
+
+        told = None if on_lost is None else partial(on_lost, task)
+        shares: Sequence[Share] = ()
+        with _counting_refusals():
+            if devices:
+                key, holding = self._account.acquire(
+                    resources_of(devices, host), decide, purpose=task, key=key, accept=accept, on_lost=told
+                )
+                shares = holding.shares
+            elif count is not None:
+                raise ResourceError(f"{count} GPU(s) are needed for {task!r}, and this process has none")
+        if not shares:
             _count("rayzyme_gpu_refusals_total")
             logger.warning("no GPU for %r, which needs %s MB: %s", task, f"{need:,}", best_offer(offered))
             return key, []
         _count("rayzyme_gpu_allocations_total")
-        return key, [index_of[share.resource] for share in holding.shares if share.resource in index_of]
+        return key, indices_of(shares, devices, host)
+
+    def _look_again(self, devices: dict[int, Device], leases: Sequence[Share]) -> list[Offer]:
+        """What devices have to give, by their figures now, which `devices` has afterwards.
+
+        To be called after `leases` were read: a holder that takes memory and gives its lease back meanwhile is then seen in
+        one or the other.
+        """
+        known = {device.uuid for device in devices.values()}
+        now = {
+            index: device for index, device in _healthy(list_visible(self._provider)).items() if device.uuid in known
+        }
+        devices.clear()
+        devices.update(now)
+        return offers(devices, leases, socket.gethostname(), reserved=self._reserve)
 
     def _need(self, task: str, min_memory_mb: int | None) -> int:
         if task not in self._required:
@@ -304,64 +384,30 @@ class GPUManager:
             self._required[task] if min_memory_mb is None else whole_number("min_memory_mb", min_memory_mb, at_least=1)
         )
 
-    def _held(self, task: str, devices: Mapping[int, Device]) -> list[int]:
-        """Indices that this process holds for a task."""
-        holding = self._account.held(("gpu", task)) if devices else None
-        index_of = {gpu_resource(socket.gethostname(), device): index for index, device in devices.items()}
-        return [index_of[share.resource] for share in holding.shares if share.resource in index_of] if holding else []
-
-    def _offers(self, devices: Mapping[int, Device], without_own: bool = False) -> list[Offer]:
-        if not devices:
-            return []
-        host = socket.gethostname()
-        leases = self._account.live([gpu_resource(host, device) for device in devices.values()])
-        own = self._account.own_tokens() if without_own else ()
-        return offers(devices, leases, host, reserved=self._reserve, without=own)
+    def _offers(self, devices: Mapping[int, Device], without: Collection[int] = ()) -> list[Offer]:
+        leases = self._account.live(resources_of(devices, socket.gethostname())) if devices else []
+        return offers(devices, leases, socket.gethostname(), reserved=self._reserve, without=without)
 
     def _picked(self, gpu_indices: Sequence[int]) -> dict[int, Device]:
-        devices = self._devices()
-        for index in gpu_indices:
-            if isinstance(index, bool) or index not in devices:
+        # NumPy's arrays are no sequences; of other than one dimension, and of other than integers, no element is an index.
+        listed = gpu_indices.tolist() if hasattr(gpu_indices, "tolist") else gpu_indices
+        if not isinstance(listed, Sequence) or isinstance(listed, str):
+            raise ValidationError(f"gpu_indices must be a sequence of whole numbers, not {gpu_indices!r}")
+        devices = self._devices() if listed else {}
+        for index in listed:
+            if not isinstance(index, Integral) or isinstance(index, bool) or index not in devices:
                 raise IndexError(f"there is no GPU {index!r} in this process; there are {sorted(devices) or 'none'}")
-        return {index: devices[index] for index in gpu_indices}
+        return {int(index): devices[index] for index in listed}
 
     def _devices(self) -> dict[int, Device]:
         """The healthy devices of this process; faulty ones are warned about."""
-        visible = self._visible()
+        visible = list_visible(self._provider)
         for index, device in visible.items():
             if device.fault:
                 logger.warning("GPU %d (%s) is left out: %s", index, device.uuid, device.fault)
         healthy = _healthy(visible)
         _publish_free_memory(healthy)
         return healthy
-
-    def _visible(self) -> dict[int, Device]:
-        try:
-            devices = self._provider.devices()
-        # A provider may be anybody's code, and without GPUs there is always something that can go on.
-        except Exception as error:
-            logger.warning("GPUs cannot be listed, so none is used: %s", error)
-            return {}
-        visible = visible_devices(devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        if not visible:
-            _warn_once(
-                "none", "there is no GPU that this process may use; what needs one runs on the CPU, or not at all"
-            )
-        elif not order_is_certain(devices, os.environ):
-            _warn_once(
-                "order",
-                "the GPUs differ in model, and frameworks may number them otherwise than here; set "
-                "CUDA_DEVICE_ORDER=PCI_BUS_ID, or list UUIDs in CUDA_VISIBLE_DEVICES",
-            )
-        return visible
-
-
-def configured_provider() -> GpuProvider:
-    """The system's driver, or what `resources.gpu.simulated_mb` pretends."""
-    from rayzyme.settings import get_settings
-
-    simulated = get_settings().resources.gpu.simulated_mb
-    return FakeGPUs(simulated, simulated) if simulated else SystemGPUs()
 
 
 def _checked_requirements(required_memory: Mapping[str, int]) -> dict[str, int]:
@@ -372,16 +418,6 @@ def _checked_requirements(required_memory: Mapping[str, int]) -> dict[str, int]:
     return {
         task: whole_number(f"required_memory[{task!r}]", need, at_least=1) for task, need in required_memory.items()
     }
-
-
-def _require_as_asked(task: str, shares: Sequence[Share], count: int | None, need: int) -> None:
-    """What was held before may be less than what is asked for now."""
-    if any(share.amount < need for share in shares) or (count is not None and len(shares) != count):
-        amounts = ", ".join(f"{share.amount:,.0f}" for share in shares)
-        raise ResourceError(
-            f"{count or len(shares)} GPU(s) with {need:,} MB are asked for {task!r}, which this process holds with {amounts} MB; "
-            "call release_gpus first"
-        )
 
 
 def _healthy(devices: Mapping[int, Device]) -> dict[int, Device]:
@@ -395,19 +431,16 @@ def _publish_free_memory(devices: Mapping[int, Device]) -> None:
         get_metrics_collector().set_gauge("rayzyme_gpu_memory_free_mb", device.memory_free, {"device": device.uuid})
 
 
-def _count(outcome: str) -> None:
+@contextmanager
+def _counting_refusals() -> Iterator[None]:
+    try:
+        yield
+    except ResourceError:
+        _count("rayzyme_gpu_refusals_total")
+        raise
+
+
+def _count(outcome: str, times: int = 1) -> None:
     from rayzyme.monitoring.metrics import get_metrics_collector
 
-    get_metrics_collector().increment(outcome)
-
-
-_warned: set[str] = set()
-_warning = threading.Lock()
-
-
-def _warn_once(subject: str, message: str) -> None:
-    with _warning:
-        if subject in _warned:
-            return
-        _warned.add(subject)
-    logger.warning(message)
+    get_metrics_collector().increment(outcome, times)

@@ -1,7 +1,8 @@
 """The ledger of what is held of something limited: rows in the database that lapse unless their holder renews them.
 
 Nothing is counted anywhere else, so no crash can leave a count wrong: a holder that dies, however it dies, stops renewing.
-Who asks for a share decides inside one transaction that sees every live lease and that no other process shares.
+Who asks for a share decides inside one transaction that sees every live lease and that no other process shares. While it
+decides, all others wait; what it measures then, after the leases were read, cannot be out of date.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import queue
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from rayzyme.checks import positive_number
 from rayzyme.errors import DatabaseError, ValidationError
+from rayzyme.resources.leases import Accept, Decide, DecideTogether, Holding, OnLost, Share
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -29,53 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Decide = Callable[[Sequence["Share"]], Sequence[tuple[str, float]]]
-"""Given the live leases, the (resource, amount) pairs to take. It may raise: then nothing is taken."""
-
-LONGEST_PURPOSE: Final = 256
-"""Characters that say what a lease is for."""
-
 _SECTION: Final = "leases"
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A lease: one amount of one resource, held by one process.
-
-    Attributes:
-        token: Grows with every lease.
-        resource: What is shared, such as `gpu:<host>:<uuid>`.
-        amount: How much of it.
-        owner: Who holds it, in words.
-        purpose: What for.
-        host: Machine of the holding process.
-        pid: The holding process there.
-        expires_at: When it lapses if it is not renewed.
-    """
-
-    token: int
-    resource: str
-    amount: float
-    owner: str
-    purpose: str
-    host: str
-    pid: int
-    expires_at: datetime
-
-
-@dataclass(eq=False, slots=True)
-class Holding:
-    """What was taken at once, and is renewed, lost and released together.
-
-    Attributes:
-        shares: The leases, in the order in which they were decided.
-        users: Who needs it; it is released when nobody does.
-        on_lost: Called when the leases are gone although nobody released them.
-    """
-
-    shares: tuple[Share, ...]
-    users: set[Hashable]
-    on_lost: list[Callable[[], None]] = field(default_factory=list)
 
 
 def _utc_now() -> datetime:
@@ -117,16 +72,18 @@ class LeaseLedger:
         self._holdings: dict[Hashable, Holding] = {}
         self._inbox: queue.SimpleQueue[Hashable] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._ended: threading.Thread | None = None
 
     def held(self, key: Hashable) -> Holding | None:
         """What is held under `key`, if anything."""
         with self._lock:
             return self._holdings.get(key)
 
-    def tokens(self) -> set[int]:
-        """Tokens of all leases of this process."""
+    def shares(self, purpose: str | None = None) -> list[Share]:
+        """The leases of this process, for one purpose or for all, those held longest first."""
         with self._lock:
-            return {share.token for holding in self._holdings.values() for share in holding.shares}
+            held = [share for holding in self._holdings.values() for share in holding.shares]
+        return [share for share in held if purpose is None or share.purpose == purpose]
 
     def acquire(
         self,
@@ -136,17 +93,19 @@ class LeaseLedger:
         purpose: str,
         user: Hashable,
         key: Hashable = None,
-        on_lost: Callable[[], None] | None = None,
+        accept: Accept | None = None,
+        on_lost: OnLost | None = None,
     ) -> tuple[Hashable, Holding]:
         """Take what `decide` says, all of it or nothing.
 
         Args:
             resources: What it decides about: it sees the live leases of these.
-            decide: Pure.
+            decide: Says what to take.
             purpose: What the leases are for, in at most `LONGEST_PURPOSE` characters.
             user: Who needs them; see `leave`.
             key: Under which they are held; what is held under it already is given back as it is. None: a key of its own.
-            on_lost: Told, in the renewing thread, when the leases are lost.
+            accept: Asked about what is held already. Where it raises, `user` takes no part in that.
+            on_lost: How to tell `user` when the leases are lost; replaces what it gave before for the same key.
 
         Returns:
             The key, and what is held under it. What is empty is not held.
@@ -155,36 +114,80 @@ class LeaseLedger:
             DatabaseError: The database cannot be used now; nothing is held.
         """
         key = ("independent", next(self._independent)) if key is None else key
-        with self._lock:
-            holding = self._holdings.get(key)
-            if holding is None:
-                holding = Holding(self._take(resources, decide, purpose), set())
-                if not holding.shares:
-                    return key, holding
-                self._holdings[key] = holding
-                self._keep_renewing()
-            holding.users.add(user)
-            if on_lost is not None:
-                holding.on_lost.append(on_lost)
-            return key, holding
+        holdings = self.acquire_together(
+            resources,
+            lambda leases, _missing: {key: decide(leases)},
+            {key: purpose},
+            user=user,
+            accept=accept,
+            on_lost=None if on_lost is None else {key: on_lost},
+        )
+        return key, holdings[key]
 
-    def _take(self, resources: Sequence[str], decide: Decide, purpose: str) -> tuple[Share, ...]:
+    def acquire_together(
+        self,
+        resources: Sequence[str],
+        decide: DecideTogether,
+        purposes: Mapping[Hashable, str],
+        *,
+        user: Hashable,
+        accept: Accept | None = None,
+        on_lost: Mapping[Hashable, OnLost] | None = None,
+    ) -> dict[Hashable, Holding]:
+        """Take what is missing under several keys at once, all of it or nothing.
+
+        Args:
+            resources: As for `acquire`.
+            decide: Says what to take under each key that it is given.
+            purposes: Under which keys, and for what.
+            user: As for `acquire`, as are `accept` and, by key, `on_lost`.
+
+        Returns:
+            What is held now under each key. What is empty is not held.
+
+        Raises:
+            DatabaseError: The database cannot be used now; nothing new is held.
+        """
+        with self._lock:
+            holdings = {key: self._holdings[key] for key in purposes if key in self._holdings}
+            for holding in holdings.values():
+                if accept is not None:
+                    accept(holding.shares)
+            missing = {key: purpose for key, purpose in purposes.items() if key not in holdings}
+            if missing:
+                holdings |= {key: Holding(shares) for key, shares in self._take(resources, decide, missing).items()}
+            for key, holding in holdings.items():
+                if holding.shares:
+                    self._holdings[key] = holding
+                    holding.users[user] = (on_lost or {}).get(key) or holding.users.get(user)
+            if self._holdings:
+                self._keep_renewing()
+            return holdings
+
+    def _take(
+        self, resources: Sequence[str], decide: DecideTogether, purposes: Mapping[Hashable, str]
+    ) -> dict[Hashable, tuple[Share, ...]]:
         from sqlalchemy import delete, insert
 
         from rayzyme.database.events import current_actor
         from rayzyme.database.tables import Lease
 
         now, pid = self._clock(), os.getpid()
-        common = {"owner": f"{current_actor()}:{pid}", "purpose": purpose, "host": socket.gethostname(), "pid": pid}
+        common = {"owner": f"{current_actor()}:{pid}", "host": socket.gethostname(), "pid": pid}
         with self.database.begin(exclusive=_SECTION) as connection:
             # What lapsed is gone only now. Until somebody takes its place, a holder that overslept may renew it.
             connection.execute(delete(Lease).where(Lease.resource.in_(resources), Lease.expires_at <= now))
-            taken = []
-            for resource, amount in decide(_live(connection, resources, now)):
-                row: dict[str, Any] = {"resource": resource, "amount": amount, "expires_at": now + self._ttl, **common}
-                token = connection.execute(insert(Lease).values(**row).returning(Lease.token)).scalar_one()
-                taken.append(Share(token=token, **row))
-        return tuple(taken)
+            wanted = decide(_live(connection, resources, now), purposes)
+            taken: dict[Hashable, tuple[Share, ...]] = {}
+            for key, purpose in purposes.items():
+                shares = []
+                for resource, amount in wanted[key]:
+                    row: dict[str, Any] = {"resource": resource, "amount": amount, "purpose": purpose, **common}
+                    row["expires_at"] = now + self._ttl
+                    token = connection.execute(insert(Lease).values(**row).returning(Lease.token)).scalar_one()
+                    shares.append(Share(token=token, **row))
+                taken[key] = tuple(shares)
+        return taken
 
     def live(self, resources: Sequence[str]) -> list[Share]:
         """The live leases of `resources`, of every holder, oldest first.
@@ -196,7 +199,7 @@ class LeaseLedger:
             return _live(connection, resources, self._clock())
 
     def release(self, key: Hashable) -> bool:
-        """Give back what is held under `key`; False where nothing is.
+        """Give back what is held under `key`; False where nothing is. It never waits for the renewing thread.
 
         Raises:
             DatabaseError: The rows cannot be deleted now; they lapse by themselves.
@@ -212,7 +215,7 @@ class LeaseLedger:
         return True
 
     def leave(self, user: Hashable) -> None:
-        """Give back what nobody but `user` needs.
+        """Give back what nobody but `user` needs. Where nothing is held any more, the renewing thread has ended too.
 
         Raises:
             DatabaseError: The rows cannot be deleted now; they lapse by themselves.
@@ -221,6 +224,7 @@ class LeaseLedger:
             self._leave(user)
         finally:
             self._end_idle_thread()
+            self._await_ended_thread()
 
     def leave_later(self, user: Hashable) -> None:
         """`leave`, in the renewing thread: for a garbage collector, which may interrupt any code, a transaction included."""
@@ -232,7 +236,9 @@ class LeaseLedger:
             users = {user for holding in self._holdings.values() for user in holding.users}
         for user in users:
             self.leave(user)
+        # What was held may have been lost, and then it has no users.
         self._end_idle_thread()
+        self._await_ended_thread()
 
     def renew(self) -> None:
         """Renew what is held, and tell those who lost theirs. The thread does this; a test may.
@@ -265,7 +271,7 @@ class LeaseLedger:
     def _leave(self, user: Hashable) -> None:
         with self._lock:
             for holding in self._holdings.values():
-                holding.users.discard(user)
+                holding.users.pop(user, None)
             unneeded = {key: holding for key, holding in self._holdings.items() if not holding.users}
             for key in unneeded:
                 del self._holdings[key]
@@ -292,9 +298,13 @@ class LeaseLedger:
         with self._lock:
             if self._holdings or self._thread is None:
                 return
-            thread, self._thread = self._thread, None
+            self._ended, self._thread = self._thread, None
             self._inbox.put(_END)
-        if thread is not threading.current_thread():
+
+    def _await_ended_thread(self) -> None:
+        # It waits for nobody but the database: whom it tells of a loss has a thread of its own.
+        thread = self._ended
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def _run(self, inbox: queue.SimpleQueue[Hashable]) -> None:
@@ -315,7 +325,7 @@ class LeaseLedger:
             with self._lock:
                 if not self._holdings:
                     if self._inbox is inbox:
-                        self._thread = None
+                        self._ended, self._thread = threading.current_thread(), None
                     return
 
 
@@ -336,15 +346,20 @@ def _live(connection: Connection, resources: Sequence[str], now: datetime) -> li
 def _tell(holding: Holding) -> None:
     first = holding.shares[0]
     logger.warning(
-        "the leases of %r on %s lapsed and were given to somebody else: stop that work",
+        "the leases of %r on %s are lost: they lapsed or were deleted, and may be somebody else's now; stop that work",
         first.purpose,
         ", ".join(share.resource for share in holding.shares),
     )
-    for call in holding.on_lost:
+
+    def tell(user: OnLost) -> None:
         try:
-            call()
+            user()
         except Exception:
             logger.exception("telling %r that its leases are lost failed", first.purpose)
+
+    # Whoever is told may take its time, or wait for others that use this ledger; the other leases must be renewed meanwhile.
+    for on_lost in filter(None, holding.users.values()):
+        threading.Thread(target=tell, args=(on_lost,), name="rayzyme-lost-lease", daemon=True).start()
 
 
 _all_ledgers: weakref.WeakSet[LeaseLedger] = weakref.WeakSet()

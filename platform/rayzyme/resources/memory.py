@@ -1,4 +1,4 @@
-"""Memory of this machine: what may still be taken, containers' limits respected, and what is promised to whom.
+"""Memory of this machine: what may still be taken, limits of containers and jobs respected, and what is promised to whom.
 
 Promises are leases in the ledger, as for GPUs: they bind every Rayzyme process on this machine, and a process that dies
 frees its own. Figures are MB of 2^20 bytes where a name says mb, else bytes.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -19,26 +20,22 @@ from rayzyme.checks import short_text, whole_number
 from rayzyme.errors import ResourceError, ValidationError
 from rayzyme.resources.account import Account
 from rayzyme.resources.allocation import still_promised
-from rayzyme.resources.ledger import LONGEST_PURPOSE, LeaseLedger, Share
+from rayzyme.resources.control_groups import memory_limits
+from rayzyme.resources.leases import LONGEST_PURPOSE, Share
+from rayzyme.resources.ledger import LeaseLedger
 
 if TYPE_CHECKING:
     from rayzyme.database import Database
-    from rayzyme.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _MB: Final = 1 << 20
-_CGROUP_V2 = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), "inactive_file")
-_CGROUP_V1 = (
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-    Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    "total_inactive_file",
-)
+_LARGEST: Final = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
 class SystemMemory:
-    """The memory that this process lives in: the machine's, or less where a container's limit is lower.
+    """The memory that this process lives in: the machine's, or less where the limit of a container or a job is lower.
 
     Attributes:
         total: Bytes.
@@ -49,21 +46,20 @@ class SystemMemory:
     available: int
 
 
-def system_memory() -> SystemMemory:
-    """The memory as it is now."""
+def system_memory(root: Path = Path("/")) -> SystemMemory:
+    """The memory as it is now, within the limits of the control groups that the file system `root` tells of."""
     import psutil
 
     machine = psutil.virtual_memory()
-    total, available = int(machine.total), int(machine.available)
-    for limit_file, usage_file, reclaimable in (_CGROUP_V2, _CGROUP_V1):
-        container = _cgroup(limit_file, usage_file, reclaimable)
-        if container is not None:
-            total, available = min(total, container.total), min(available, container.available)
-    return SystemMemory(total, available)
+    limits = memory_limits(root)
+    return SystemMemory(
+        total=min([int(machine.total), *(limit.total for limit in limits)]),
+        available=min([int(machine.available), *(limit.available for limit in limits)]),
+    )
 
 
 def available_memory() -> int:
-    """Bytes that can be taken before the machine swaps or the container's limit kills: the smaller of the two."""
+    """Bytes that can be taken before the machine swaps or the limit of a container or a job kills, whichever comes first."""
     return system_memory().available
 
 
@@ -78,19 +74,6 @@ def resident_mb(pids: Collection[int]) -> dict[int, int]:
         except psutil.Error:
             continue
     return resident
-
-
-def _cgroup(limit_file: Path, usage_file: Path, reclaimable: str) -> SystemMemory | None:
-    """A cgroup's memory; pages of files that the kernel can drop count as available. None without a limit."""
-    try:
-        limit = limit_file.read_text().strip()
-        usage = int(usage_file.read_text())
-        statistics = dict(line.split() for line in (limit_file.parent / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return None
-    if not limit.isdigit():
-        return None
-    return SystemMemory(int(limit), max(0, int(limit) - usage + int(statistics.get(reclaimable, 0))))
 
 
 class MemoryManager:
@@ -121,12 +104,12 @@ class MemoryManager:
 
     def available_mb(self) -> int:
         """MB that this machine has to give, the reserve left alone; promises are not looked at."""
-        return _without(self._measure().available / _MB, self._reserve_ratio)
+        return int(self._unreserved_mb())
 
     def suggest_batch_size(
         self, item_memory_mb: float, max_batch_size: int = 1024, memory_reserve_ratio: float = 0.2
     ) -> int:
-        """How many items fit into `available_mb`, from 1 to `max_batch_size`.
+        """How many items fit into what this machine has to give, from 1 to `max_batch_size`.
 
         Args:
             item_memory_mb: MB of one item; 0 for items that take none.
@@ -137,7 +120,7 @@ class MemoryManager:
             ValidationError: Names the argument.
         """
         largest = whole_number("max_batch_size", max_batch_size, at_least=1)
-        usable = _without(self.available_mb(), _ratio("memory_reserve_ratio", memory_reserve_ratio))
+        usable = self._unreserved_mb() * (1 - _ratio("memory_reserve_ratio", memory_reserve_ratio))
         item = _amount("item_memory_mb", item_memory_mb)
         return largest if item == 0 else max(1, min(largest, int(min(usable / item, largest))))
 
@@ -165,15 +148,17 @@ class MemoryManager:
             available = self._unpromised(leases)
             return [(_resource(), need)] if need <= available else []
 
-        _key, holding = self._account.acquire([_resource()], decide, purpose=task, key=("memory", task))
+        def accept(shares: Sequence[Share]) -> None:
+            if shares[0].amount < need:
+                held = f"{shares[0].amount:,.0f}"
+                raise ResourceError(f"{need:,} MB are asked for {task!r}, which holds {held} MB; release it first")
+
+        _key, holding = self._account.acquire([_resource()], decide, purpose=task, key=("memory", task), accept=accept)
         if not holding.shares:
             logger.warning(
                 "no memory for %r: it needs %s MB, and %s MB can be promised", task, f"{need:,}", f"{available:,}"
             )
             return False
-        if holding.shares[0].amount < need:
-            held = f"{holding.shares[0].amount:,.0f}"
-            raise ResourceError(f"{need:,} MB are asked for {task!r}, which holds {held} MB; release it first")
         return True
 
     def release(self, task: str) -> bool:
@@ -213,29 +198,27 @@ class MemoryManager:
     ) -> None:
         self.close()
 
+    def _unreserved_mb(self) -> float:
+        return self._measure().available / _MB * (1 - self._reserve_ratio)
+
     def _unpromised(self, leases: Sequence[Share]) -> int:
         return self.available_mb() - still_promised(leases, self._resident({lease.pid for lease in leases}))
 
 
-_current: list[tuple[Settings, MemoryManager]] = []
-
-
 def get_memory_manager() -> MemoryManager:
-    """The manager of this process, with the reserve that its settings give (`resources.memory.reserve_ratio`)."""
+    """The manager of this process, always the same, with the reserve of the settings (`resources.memory.reserve_ratio`).
+
+    Settings that changed since the last call take effect, and drop no promise; what is promised stays in the database in
+    which this manager began, until its `close`.
+    """
     from rayzyme.settings import get_settings
 
-    settings = get_settings()
-    if not _current or _current[0][0] is not settings:
-        _current[:] = [(settings, MemoryManager(settings.resources.memory.reserve_ratio))]
-    return _current[0][1]
+    _of_this_process._reserve_ratio = get_settings().resources.memory.reserve_ratio
+    return _of_this_process
 
 
 def _resource() -> str:
     return f"memory:{socket.gethostname()}"
-
-
-def _without(amount: float, reserved: float) -> int:
-    return int(amount * (1 - reserved))
 
 
 def _ratio(name: str, value: float) -> float:
@@ -245,6 +228,10 @@ def _ratio(name: str, value: float) -> float:
 
 
 def _amount(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < float("inf"):
-        raise ValidationError(f"{name} must be a number of at least 0, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= _LARGEST:
+        raise ValidationError(f"{name} must be a finite number of at least 0, not {value!r}")
     return float(value)
+
+
+# Made with the module, so that no two threads can make two.
+_of_this_process: Final = MemoryManager()

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -144,6 +145,46 @@ def test_the_longest_unused_leaves_the_disk_first(opened: Callable[..., TwoLevel
     assert (stats["evictions"], stats["entries"], stats["size_mb"] <= 0.5) == (1, 4, True)
 
 
+@pytest.mark.parametrize("seen_by", ["the one that evicts", "another process, once it is closed"])
+def test_what_memory_answers_counts_as_used_on_disk(opened: Callable[..., TwoLevelCache], seen_by: str) -> None:
+    """D70"""
+    cache = opened(disk_size_mb=0.5)
+    for key in ("hot", "b", "c", "d"):
+        cache.set(key, KB_100)
+    cache.get("hot")
+    assert level_hits(cache) == (1, 0)
+    if seen_by != "the one that evicts":
+        cache.close()
+        cache = opened(disk_size_mb=0.5)
+    cache.set("e", KB_100)
+    cache.set("f", KB_100)
+    again = opened(disk_size_mb=0.5)
+    assert [key for key in ("hot", "b", "c", "d", "e", "f") if again.get(key) is not None] == ["hot", "d", "e", "f"]
+
+
+def test_what_memory_answers_is_told_to_other_processes_once_a_minute(
+    opened: Callable[..., TwoLevelCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D70"""
+    start = time.time()
+    cache, other = opened(disk_size_mb=0.5), opened(disk_size_mb=0.5)
+
+    def evicted(later: float) -> list[str]:
+        """What `other` evicts for one more, after `cache` used the oldest at that time."""
+        for key in ("a", "b", "c", "d"):
+            cache.set(key, KB_100)
+        monkeypatch.setattr(time, "time", lambda: start + later)
+        cache.get("a")
+        monkeypatch.undo()
+        other.set("e", KB_100)
+        gone = [key for key in ("a", "b", "c", "d") if opened().get(key) is None]
+        other.clear()
+        return gone
+
+    assert evicted(30) == ["a"]
+    assert evicted(61) == ["b"]
+
+
 def test_an_entry_ends_with_its_time_and_a_promoted_one_keeps_what_is_left_of_it(
     opened: Callable[..., TwoLevelCache], clock: Clock
 ) -> None:
@@ -213,10 +254,35 @@ def test_arrays_from_disk_are_read_only_in_any_memory_order(opened: Callable[...
 
 
 def test_an_array_that_nobody_can_change_is_not_copied(cache: TwoLevelCache) -> None:
-    array = np.arange(4)
-    array.flags.writeable = False
+    array = np.frombuffer(bytes(32), np.int64)
     cache.set("key", array)
-    assert cache.get("key") is array
+    assert np.shares_memory(cache.get("key"), array)
+
+
+@pytest.mark.parametrize("level", ["memory", "disk"])
+@pytest.mark.parametrize("given", ["plain", "compressible", "in columns", "made read-only by its giver"])
+def test_nobody_can_make_an_array_writeable_or_change_what_others_see_in_it(
+    opened: Callable[..., TwoLevelCache], given: str, level: str
+) -> None:
+    array = np.zeros((30, 40)) if given == "compressible" else np.random.default_rng(1).random((30, 40))
+    if given == "in columns":
+        array = np.asfortranarray(array)
+    array.flags.writeable = given != "made read-only by its giver"
+    expected = array.copy()
+    cache = opened()
+    cache.set("key", array)
+    array.flags.writeable = True
+    array[0, 0] = 99
+    asked = cache if level == "memory" else opened()
+    for _ in range(2):
+        found = asked.get("key")
+        assert same(found, expected)
+        with pytest.raises(ValueError, match="cannot set WRITEABLE flag"):
+            found.flags.writeable = True
+        found.dtype = np.int64
+    computed = asked.get_or_compute("computed", lambda: expected)
+    with pytest.raises(ValueError, match="cannot set WRITEABLE flag"):
+        computed.flags.writeable = True
 
 
 def test_what_one_caller_does_to_containers_and_tensors_no_other_sees(opened: Callable[..., TwoLevelCache]) -> None:

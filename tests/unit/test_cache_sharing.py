@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,67 @@ for line in sys.stdin:
             assert [cache.get(key) for key in ("a", "b", "c")] == expected
 
 
+def is_waited_for(file: Path) -> bool:
+    """Whether somebody waits for a lock on a file."""
+    end = f":{file.stat().st_ino}"
+    waiting = (line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" in line)
+    return any(word.endswith(end) for words in waiting for word in words)
+
+
+@pytest.mark.parametrize("change", ["set", "delete", "clear"])
+@pytest.mark.parametrize("moment", ["once the disk has it", "when all is written"])
+def test_who_is_overtaken_while_setting_does_not_keep_what_is_gone(
+    folder: Path, cache: TwoLevelCache, monkeypatch: pytest.MonkeyPatch, change: str, moment: str
+) -> None:
+    """D70"""
+    changes: list[Future[Any]] = []
+    level = cache._disk
+    # The innermost step that stores an entry, or the whole of it.
+    target, step = (level._store, "set") if moment == "once the disk has it" else (level, "write")
+    write = getattr(target, step)
+    with TwoLevelCache(cache_dir=folder) as other, ThreadPoolExecutor(1) as pool:
+        overtake = {
+            "set": lambda: other.set("key", "two"), "delete": lambda: other.delete("key"), "clear": other.clear,
+        }[change]  # fmt: skip
+
+        def be_overtaken(*arguments: Any, **named: Any) -> Any:
+            written = write(*arguments, **named)
+            changes.append(pool.submit(overtake))
+            while not (changes[0].done() or is_waited_for(folder / "stamps")):
+                pass
+            return written
+
+        monkeypatch.setattr(target, step, be_overtaken)
+        cache.set("key", "one")
+        changes[0].result(20)
+        with TwoLevelCache(cache_dir=folder) as third:
+            assert [user.get("key") for user in (cache, other, third)] == ["two" if change == "set" else None] * 3
+
+
+def test_a_writer_killed_before_it_tells_others_leaves_none_of_them_with_the_old_value(
+    folder: Path, cache: TwoLevelCache
+) -> None:
+    """D70, C64"""
+    code = """
+import os, signal
+write = cache._disk._store.set
+def write_and_die(*arguments, **named):
+    write(*arguments, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+cache._disk._store.set = write_and_die
+cache.set("key", "new")
+"""
+    cache.set("key", "old")
+    assert cache.get("key") == "old"
+    with process(folder, code) as writer:
+        assert writer.wait(20) == -signal.SIGKILL
+    assert [cache.get("key"), cache.get("key")] == ["new", "new"]
+    cache.set("key", "newest")
+    hits = cache.get_stats()["l1_memory"]["hits"]
+    assert cache.get("key") == "newest"
+    assert cache.get_stats()["l1_memory"]["hits"] == hits + 1
+
+
 def test_an_entry_that_others_left_alone_is_read_from_memory(folder: Path, cache: TwoLevelCache) -> None:
     with TwoLevelCache(cache_dir=folder) as other:
         cache.set("mine", 1)
@@ -180,6 +241,48 @@ def test_computing_may_ask_for_other_keys_and_not_for_its_own(cache: TwoLevelCac
     with pytest.raises(RuntimeError, match="'c' needs the entry itself"):
         cache.get_or_compute("c", lambda: cache.get_or_compute("c", lambda: 1))
     assert cache.get_or_compute("c", lambda: 3) == 3
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_that_need_each_others_keys_are_told_so(folder: Path, threads: int) -> None:
+    """D70"""
+    all_compute = threading.Barrier(threads)
+
+    def compute(number: int, caches: list[TwoLevelCache]) -> str:
+        def need_the_next() -> Any:
+            all_compute.wait(20)
+            following = (number + 1) % threads
+            return caches[following].get_or_compute(str(following), lambda: "computed alone")
+
+        try:
+            return str(caches[number].get_or_compute(str(number), need_the_next))
+        except RuntimeError as error:
+            return str(error)
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(threads) as pool:
+        caches = [stack.enter_context(TwoLevelCache(cache_dir=folder)) for _ in range(threads)]
+        answers = list(pool.map(compute, range(threads), [caches] * threads))
+    refused = [answer for answer in answers if "another thread computes which waits for this one" in answer]
+    assert len(refused) == 1
+    assert [answer for answer in answers if answer not in refused] == ["computed alone"] * (threads - 1)
+
+
+def test_threads_that_wait_for_one_key_only_are_left_to_wait(folder: Path, cache: TwoLevelCache) -> None:
+    asked = threading.Barrier(2)
+
+    def compute_a() -> int:
+        asked.wait(20)
+        while not is_waited_for(folder / "computing" / digest_of("a")):
+            pass
+        return int(cache.get_or_compute("b", lambda: 1)) + 1
+
+    def ask_as_well() -> Any:
+        asked.wait(20)
+        return cache.get_or_compute("a", lambda: -1)
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(cache.get_or_compute, "a", compute_a), pool.submit(ask_as_well)]
+        assert [answer.result(20) for answer in answers] == [2, 2]
 
 
 def test_a_computed_entry_ends_with_its_time(folder: Path) -> None:

@@ -277,14 +277,44 @@ def test_the_list_says_what_is_known_of_each(base: Path) -> None:
     """C56"""
     writer = CheckpointManager(base, clock=ticking())
     first, second, third = (writer.create_checkpoint(name, {"a": 1}, verify=name != "y") for name in "xyz")
-    flip_a_bit(Path(first, "a", "state.bundle"))
     assert [item["valid"] for item in writer.list_checkpoints()] == [True, None, True]
+    flip_a_bit(Path(first, "a", "state.bundle"))
     reader = CheckpointManager(base)
     assert [item["valid"] for item in reader.list_checkpoints()] == [None, None, None]
     assert [reader.verify_checkpoint(path) for path in (third, first)] == [True, False]
     assert [item["valid"] for item in reader.list_checkpoints()] == [True, None, False]
     assert [item["path"] for item in reader.list_checkpoints()] == [third, second, first]
     assert reader.list_checkpoints()[0]["digests"].keys() == {"a/state.bundle"}
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda path: flip_a_bit(array_file(path)),
+        lambda path: os.truncate(Path(path, "a", "state.bundle"), 3),
+        lambda path: array_file(path).unlink(),
+        lambda path: Path(path, "a", "more").touch(),
+        lambda path: shutil.copy2(array_file(path), Path(path).parent / "copy").replace(array_file(path)),
+    ],
+    ids=["altered", "torn", "removed", "added", "put in its place"],
+)
+@pytest.mark.parametrize("known_from", ["writing it", "verifying it"])
+def test_what_was_found_of_a_checkpoint_is_forgotten_when_it_is_touched(
+    base: Path, touch: Callable[[str], object], known_from: str
+) -> None:
+    """C56"""
+    manager = CheckpointManager(base, clock=ticking())
+    path = manager.create_checkpoint("x", {"a": numbers(1)}, verify=known_from == "writing it")
+    if known_from == "verifying it":
+        assert manager.verify_checkpoint(path)
+    # Sharing its array with another one leaves it as it is.
+    sharing = manager.create_checkpoint("y", {"a": {"other": numbers(1)}})
+    assert array_file(sharing).samefile(array_file(path))
+    assert [item["valid"] for item in manager.list_checkpoints()] == [True, True]
+    touch(path)
+    assert manager.list_checkpoints()[1]["valid"] is None
+    outcome = manager.verify_checkpoint(path)
+    assert manager.list_checkpoints()[1]["valid"] is outcome
 
 
 def test_what_else_lies_there_is_neither_listed_nor_removed(base: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -318,6 +348,8 @@ def test_what_else_lies_there_is_neither_listed_nor_removed(base: Path, caplog: 
     told = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(told) == 1
     assert "checkpoint_notes/metadata.json is torn or was altered" in told[0]
+    assert "neither listed nor ever removed: put that file back from a copy" in told[0]
+    assert f"remove {base / 'checkpoint_notes'} by hand" in told[0]
 
 
 def test_a_foreign_folder_of_the_next_name_is_stepped_over(base: Path) -> None:
@@ -345,15 +377,21 @@ def test_without_cleanup_nothing_is_removed(base: Path) -> None:
     assert len(names(manager)) == 4
 
 
-def test_the_newest_valid_one_stays_though_newer_ones_are_bad(base: Path) -> None:
+def test_the_newest_valid_one_stays_though_newer_ones_are_bad(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C57"""
+
+    def lose_a_bit(descriptor: int) -> None:
+        if (file := Path(f"/proc/self/fd/{descriptor}").resolve()).suffix == ".npy":
+            flip_a_bit(file)
+
     manager = CheckpointManager(base, max_checkpoints=2, clock=ticking())
     oldest = manager.create_checkpoint("older", {"a": numbers(0)})
     good = manager.create_checkpoint("good", {"a": numbers(1)})
     bad = manager.create_checkpoint("bad", {"a": numbers(2)})
     flip_a_bit(array_file(bad))
-    # Shares the damaged file, since nothing is read back.
+    monkeypatch.setattr(os, "fsync", lose_a_bit)
     worse = manager.create_checkpoint("worse", {"a": numbers(2)}, verify=False)
+    monkeypatch.undo()
     assert [item["path"] for item in manager.list_checkpoints()] == [worse, bad, good]
     assert not Path(oldest).exists()
     assert manager.latest() == good
@@ -431,12 +469,13 @@ def test_an_array_that_several_components_hold_is_stored_once(base: Path) -> Non
     assert manager.verify_checkpoint(path)
 
 
-def test_a_damaged_array_is_written_afresh_not_linked(base: Path) -> None:
-    """C60"""
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_damaged_array_is_written_afresh_not_linked(base: Path, verify: bool) -> None:
+    """C58 C60"""
     manager = CheckpointManager(base, clock=ticking())
     bad = manager.create_checkpoint("run", {"a": numbers(1)})
     flip_a_bit(array_file(bad))
-    path = manager.create_checkpoint("run", {"a": numbers(1)})
+    path = manager.create_checkpoint("run", {"a": numbers(1)}, verify=verify)
     assert manager.verify_checkpoint(path)
     assert not manager.verify_checkpoint(bad)
     # The second lends its file from now on.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
 import subprocess
@@ -122,6 +124,40 @@ def test_a_folder_that_is_not_there_is_not_found(manager: CheckpointManager, tmp
     assert manager.verify_checkpoint(tmp_path / "nowhere") is False
     with pytest.raises(CheckpointError, match=r"metadata\.json is missing"):
         manager.load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("replaced", "by", "named"),
+    [
+        ("a/*.npy", Path.mkdir, r"\.npy cannot be read"),
+        ("a/state.bundle", Path.mkdir, r"a/state\.bundle cannot be read"),
+        ("a", _file, r"a/state\.bundle cannot be read"),
+        ("metadata.json", Path.mkdir, r"metadata\.json cannot be read"),
+    ],
+)
+def test_a_folder_in_place_of_a_file_or_a_file_of_a_folder_is_named(
+    manager: CheckpointManager, path: Path, replaced: str, by: Callable[[Path], None], named: str
+) -> None:
+    """C54"""
+    (place,) = path.glob(replaced)
+    place.rename(path.parent / "moved")
+    by(place)
+    with pytest.raises(CheckpointError, match=named):
+        manager.load_checkpoint(path)
+    assert manager.verify_checkpoint(path) is False
+
+
+def test_a_disk_that_fails_while_reading_is_named(
+    manager: CheckpointManager, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C54"""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    with pytest.raises(CheckpointError, match=r"a/.* cannot be read \(Input/output error\)"):
+        manager.load_checkpoint(path, ["a"])
 
 
 @pytest.mark.parametrize("lost", [".npy", ".bundle", ".json"])

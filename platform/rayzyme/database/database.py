@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError as EngineError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from rayzyme.errors import DatabaseError
-from rayzyme.storage.disk import sole_owner
+from rayzyme.errors import DatabaseError, MissingExtra
+from rayzyme.storage.disk import flush_to_disk, sole_owner
 
 if TYPE_CHECKING:
     from rayzyme.settings import Settings
@@ -25,6 +26,12 @@ SCHEMA_VERSION = "0001"
 
 _BUSY_TIMEOUT_S = 30
 _READING = {"reading": True}
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -49,7 +56,7 @@ class Database:
                 transaction of this method is alone anyhow.
 
         Raises:
-            DatabaseError: The database is locked for too long, gone, or full.
+            DatabaseError: The database is locked for too long, gone, full, or damaged.
         """
         try:
             with self.engine.begin() as connection:
@@ -59,7 +66,9 @@ class Database:
                 if exclusive is not None and self.is_postgresql:
                     connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": exclusive})
                 yield connection
-        except OperationalError as error:
+        except DBAPIError as error:
+            if not _is_of_the_database(error):
+                raise
             raise self._unusable(error) from error
 
     @contextmanager
@@ -67,19 +76,23 @@ class Database:
         """A transaction that only reads: it waits for nobody, and nobody waits for it.
 
         Raises:
-            DatabaseError: The database is gone.
+            DatabaseError: The database is gone, or damaged.
         """
         try:
             with self.engine.connect().execution_options(**_READING) as connection:
                 yield connection
-        except OperationalError as error:
+        except DBAPIError as error:
+            if not _is_of_the_database(error):
+                raise
             raise self._unusable(error) from error
 
-    def _unusable(self, error: OperationalError) -> DatabaseError:
-        return DatabaseError(
-            f"the database {self.url} cannot be used now: {error.orig}; nothing was changed. Try again, or see "
-            "`database.url` in the settings"
+    def _unusable(self, error: DBAPIError) -> DatabaseError:
+        advice = (
+            "nothing was changed. Try again, or see `database.url` in the settings"
+            if isinstance(error, OperationalError)
+            else "put back a copy of it, or choose another place: `database.url` in the settings, or RAYZYME_HOME"
         )
+        return DatabaseError(f"the database {self.url} cannot be used now: {error.orig}; {advice}")
 
     @property
     def is_postgresql(self) -> bool:
@@ -100,23 +113,60 @@ def open_database(url: str | URL | None = None, schema: str = "rayzyme") -> Data
         schema: PostgreSQL schema to live in; made where it is absent. SQLite has none.
 
     Raises:
-        DatabaseError: It cannot be reached, or is of a newer version, or an older one on PostgreSQL.
+        DatabaseError: It cannot be reached or made, is no database, or one of another kind than these two; or it is of a newer
+            version, or an older one on PostgreSQL.
+        MissingExtra: It is PostgreSQL, whose driver is not installed.
     """
     if url is None:
         from rayzyme.settings import get_settings
 
         url, schema = _configured(get_settings())
-    target = make_url(url)
-    if target.drivername == "postgresql":
-        target = target.set(drivername="postgresql+psycopg")
-    engine = _sqlite(target) if target.get_backend_name() == "sqlite" else _postgresql(target, schema)
+    target = _parsed(url)
+    try:
+        engine = _sqlite(target) if target.get_backend_name() == "sqlite" else _postgresql(target, schema)
+    except (OSError, ValueError) as error:
+        raise _unopened(target, error) from error
     database = Database(engine)
     try:
         _bring_up_to_date(database, schema)
+    except (OSError, SQLAlchemyError, sqlite3.Error) as error:
+        engine.dispose()
+        raise _unopened(target, error) from error
     except BaseException:
         engine.dispose()
         raise
     return database
+
+
+def _parsed(url: str | URL) -> URL:
+    try:
+        target = make_url(url)
+    except (ArgumentError, ValueError):
+        # Neither the text nor what SQLAlchemy says of it: a password may be in them.
+        raise DatabaseError(
+            "the URL of the database cannot be read; give sqlite:////absolute/path/rayzyme.db or "
+            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, as an argument or as `database.url` in the settings. In a "
+            "password, write @ : / as %40 %3A %2F"
+        ) from None
+    if target.drivername not in _DRIVERS:
+        raise DatabaseError(
+            f"{target.drivername!r} is no database that Rayzyme works with; give an URL that begins with sqlite: or "
+            "postgresql: as an argument or as `database.url` in the settings"
+        )
+    return target.set(drivername=_DRIVERS[target.drivername])
+
+
+def _unopened(target: URL, error: Exception) -> DatabaseError:
+    reason = getattr(error, "orig", None) or error
+    return DatabaseError(
+        f"the database {target.render_as_string(hide_password=True)} cannot be opened: {reason}. Mend what that says, or "
+        "choose another place: `database.url` in the settings, or RAYZYME_HOME"
+    )
+
+
+def _is_of_the_database(error: DBAPIError) -> bool:
+    """Whether it tells of the database's state, such as locked or damaged, and not of a statement."""
+    return isinstance(error, OperationalError) or type(error) is EngineError
 
 
 def _configured(settings: Settings) -> tuple[str | URL, str]:
@@ -157,7 +207,10 @@ def _sqlite(target: URL) -> Engine:
 
 
 def _postgresql(target: URL, schema: str) -> Engine:
-    engine = create_engine(target, pool_pre_ping=True)
+    try:
+        engine = create_engine(target, pool_pre_ping=True)
+    except ImportError as error:
+        raise MissingExtra(f"PostgreSQL needs `pip install rayzyme[postgres]`: {error}") from error
     return engine.execution_options(schema_translate_map={None: schema})
 
 
@@ -182,12 +235,19 @@ def _bring_up_to_date(database: Database, schema: str) -> None:
             return
         if found is not None and found > SCHEMA_VERSION:
             raise _other_version(database, found)
-        if found is not None:
-            with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-            shutil.copy2(file, file.with_name(f"{file.name}.before-{SCHEMA_VERSION}"))
         with database.begin() as connection:
+            if found is not None:
+                # Others may have it open; while this transaction is on, none of them writes what the copy would lack.
+                _back_up(file, file.with_name(f"{file.name}.before-{SCHEMA_VERSION}"))
             _migrate(connection, None)
+
+
+def _back_up(file: Path, copy: Path) -> None:
+    """Copy an SQLite database that is in use, as of its last commit, and have it on the disk."""
+    os.close(os.open(copy, os.O_RDWR | os.O_CREAT, 0o600))
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    flush_to_disk(copy.parent)
 
 
 def _other_version(database: Database, found: str) -> DatabaseError:
@@ -219,8 +279,12 @@ def _migrate(connection: Connection, schema: str | None) -> None:
     # Alembic takes a moment to load, and most processes find everything in place.
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes.update(connection=connection, schema=schema)
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise DatabaseError(f"the database cannot be brought to schema version {SCHEMA_VERSION}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 import socket
 from datetime import UTC, datetime
 from typing import Any
@@ -64,5 +65,9 @@ def digest_of(line: dict[str, Any]) -> str:
 
 
 def current_actor() -> str:
-    """`user@machine` of this process."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    """`user@machine` of this process; `uid 1234@machine` where the number has no name, as in many containers."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"

@@ -30,9 +30,10 @@ class TwoLevelCache:
 
     What one process sets, deletes or clears, the others see at their next `get`. Both levels forget the longest unused first.
     A value larger than the memory level is on disk only; one larger than the disk level is not kept at all, which `set` says.
+    What is read from memory counts as used on disk too: at once for what this object evicts, within a minute for others.
 
-    Arrays come back read-only and are shared by all who ask; containers and tensors are everybody's own. So nobody can change
-    what others get.
+    Arrays come back as views of memory that all who ask share and that NumPy makes writeable for nobody; containers and
+    tensors are everybody's own. So nobody can change what others get.
     """
 
     def __init__(
@@ -68,7 +69,6 @@ class TwoLevelCache:
         self._clock = clock
         self._memory = MemoryLevel(memory_bytes)
         self._disk = DiskLevel(folder, disk_bytes)
-        self._computing = threading.local()
         self._counts = dict.fromkeys(("memory_hits", "disk_hits", "misses", "corrupt"), 0)
         self._counting = threading.Lock()
         self._is_closed = False
@@ -92,7 +92,7 @@ class TwoLevelCache:
 
         Args:
             key: Any text.
-            value: Anything of the types in `rayzyme.storage.values`; it is copied, except arrays that nobody can write to.
+            value: Anything of the types in `rayzyme.storage.values`; it is copied, except arrays over `bytes`.
             ttl: Seconds after which it is gone; None never.
 
         Returns:
@@ -109,7 +109,9 @@ class TwoLevelCache:
     def get_or_compute(self, key: str, compute: Callable[[], Any], ttl: float | None = None) -> Any:
         """The value of a key; where there is none it is computed and stored, once over all threads and processes.
 
-        Others wait meanwhile. If the one that computes raises or dies, the next in line computes.
+        Others wait meanwhile. If the one that computes raises or dies, the next in line computes. Threads of one process that
+        need each other's keys are told so; processes that do wait for each other until one is ended, so let all ask in one
+        order.
 
         Args:
             key: As in `set`.
@@ -117,23 +119,16 @@ class TwoLevelCache:
             ttl: As in `set`.
 
         Raises:
-            RuntimeError: `compute` asks for the same key.
+            RuntimeError: `compute` asks for the same key, or for one that another thread computes which waits for this one.
         """
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return value
-        begun = self._computing.__dict__.setdefault("keys", set())
-        if key in begun:
-            raise RuntimeError(f"computing the entry {key!r} needs the entry itself")
-        begun.add(key)
-        try:
-            with self._disk.sole_computer(_digest(key)):
-                value = self._find(key)
-                if value is _MISSING:
-                    value = self._store(key, compute(), ttl)[0]
-                return value
-        finally:
-            begun.discard(key)
+        with self._disk.sole_computer(key):
+            value = self._find(key)
+            if value is _MISSING:
+                value = self._store(key, compute(), ttl)[0]
+            return value
 
     def delete(self, key: str) -> bool:
         """Forget a key; whether there was a value."""
@@ -192,12 +187,13 @@ class TwoLevelCache:
             if held.stamp == self._disk.stamp_of(held.digest) and not self._is_over(held.expires_at):
                 self._count("memory_hits")
                 get_metrics_collector().increment("rayzyme_cache_hits_total", tags={"level": "memory"})
+                self._disk.note_use(held.digest)
                 return handed_out(held.value)
             self._memory.remove(key, held)
         held = self._load(key)
         if held is None or self._is_over(held.expires_at):
             return _MISSING
-        self._memory.put(key, held)
+        self._remember(key, held)
         self._count("disk_hits")
         get_metrics_collector().increment("rayzyme_cache_hits_total", tags={"level": "disk"})
         return handed_out(held.value)
@@ -235,15 +231,20 @@ class TwoLevelCache:
         value = kept(value)
         digest = _digest(key)
         self._memory.remove(key)
-        on_disk = self._disk.write(digest, content, expires_at)
+        on_disk, stamp = self._disk.write(digest, content, expires_at)
         if len(content) > self._disk.capacity:
             logger.warning(
                 "an entry of %.1f MB is larger than the whole cache in %s (%.1f MB) and was not kept; raise disk_size_mb",
                 len(content) / _MB, self._disk.folder, self._disk.capacity / _MB,
             )  # fmt: skip
         else:
-            self._memory.put(key, Held(value, size_of(value), expires_at, self._disk.stamp_of(digest), digest))
+            self._remember(key, Held(value, size_of(value), expires_at, stamp, digest))
         return handed_out(value), on_disk
+
+    def _remember(self, key: str, held: Held) -> None:
+        # Without a stamp nobody could say later whether it is still the newest.
+        if held.stamp is not None:
+            self._memory.put(key, held)
 
     def _is_over(self, expires_at: float | None) -> bool:
         return expires_at is not None and expires_at <= self._clock()

@@ -1,7 +1,8 @@
 """Bytes on disk up to a size, shared by processes: `diskcache`, with its pickles refused and its files written whole.
 
 Whoever changes a key stamps it, in a small file that all processes map into memory. So a value held in memory is known to be
-the newest one for the price of reading a number.
+the newest one for the price of reading a number. What memory answers is noted here too, and written down now and then, so
+that the disk does not forget what is asked for most.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import fcntl
 import gc
 import hashlib
 import logging
-import mmap
 import os
 import re
-import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -25,13 +25,15 @@ import diskcache
 
 from rayzyme.errors import DamagedFile, DatabaseError, InsufficientSpace
 from rayzyme.monitoring.metrics import get_metrics_collector
+from rayzyme.resources.stamps import SLOTS, Stamps, slot_of
+from rayzyme.resources.turns import turns
 from rayzyme.storage.disk import atomic_write, sole_owner
 
 T = TypeVar("T")
 
 _RAW, _BINARY = 1, 2  # diskcache's modes that are no pickles
-_SLOTS = 2048
 _BUSY_SECONDS = 30
+_NOTING_SECONDS = 60
 _FILE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f]{28}\.val|\.tmp-[0-9a-f]{32})")
 _FAILURES = (sqlite3.Error, diskcache.Timeout, OSError, InsufficientSpace)
 
@@ -64,9 +66,12 @@ class DiskLevel:
         self.folder, self.capacity = folder, capacity
         self.failures = self.evictions = 0
         self._threads: set[int] = set()
+        self._uses: dict[str, float] = {}
+        self._uses_written_at = time.time()
+        self._noting = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "computing").mkdir(exist_ok=True)
-        self._stamps = _Stamps(folder / "stamps")
+        self._stamps = Stamps(folder / "stamps")
         with sole_owner(folder / "opening"):
             try:
                 self._store = self._open()
@@ -79,29 +84,37 @@ class DiskLevel:
                     ) from error
                 self._start_over(error)
 
-    def stamp_of(self, digest: str) -> int:
-        """Changes whenever the entry may have changed, and sometimes when it did not."""
-        return self._stamps.read(digest)
+    def stamp_of(self, digest: str) -> int | None:
+        """Another whenever the entry may have changed, and sometimes when it did not; None while it is being changed."""
+        return self._stamps.read(slot_of(digest))
+
+    def note_use(self, digest: str) -> None:
+        """Count an answer from memory as a use of the entry: before this object evicts, on closing, and once a minute."""
+        now = time.time()
+        with self._noting:
+            self._uses[digest] = now
+            is_due = not 0 <= now - self._uses_written_at < _NOTING_SECONDS
+        if is_due:
+            self._write_uses()
 
     def read(self, digest: str) -> bytes | _Unreadable | None:
         """An entry's bytes, `UNREADABLE`, or None where there is none."""
         return self._trying("read from", lambda: self._content(digest), None)
 
-    def write(self, digest: str, content: bytes, expires_at: float | None) -> bool:
-        """Replace an entry; False where it is not kept, and then nothing is under the digest."""
-        is_kept = len(content) <= self.capacity and self._trying(
-            "write to", lambda: self._write(digest, content, expires_at), False
-        )
-        if not is_kept:
-            self._trying("delete from", lambda: self._store.delete(digest), False)
-        self._tell_others(lambda: self._stamps.renew(digest))
-        return is_kept
+    def write(self, digest: str, content: bytes, expires_at: float | None) -> tuple[bool, int | None]:
+        """Replace an entry; (whether it is kept, the stamp that goes with `content`). If not, nothing is under the digest."""
+        with self._changing(slot_of(digest), 1) as stamp:
+            is_kept = len(content) <= self.capacity and self._trying(
+                "write to", lambda: self._write(digest, content, expires_at), False
+            )
+            if not is_kept:
+                self._trying("delete from", lambda: self._store.delete(digest), False)
+        return is_kept, stamp
 
     def delete(self, digest: str) -> bool:
         """Remove an entry; whether there was one."""
-        deleted = self._trying("delete from", lambda: bool(self._store.delete(digest)), False)
-        self._tell_others(lambda: self._stamps.renew(digest))
-        return deleted
+        with self._changing(slot_of(digest), 1):
+            return self._trying("delete from", lambda: bool(self._store.delete(digest)), False)
 
     def discard(self, digest: str, seen: bytes | _Unreadable) -> bool:
         """Remove a bad entry, unless a good one took its place meanwhile; whether it was removed."""
@@ -123,28 +136,32 @@ class DiskLevel:
 
     def clear(self) -> None:
         """Remove all entries."""
-        self._trying("clear", self._store.clear, 0)
-        self._tell_others(self._stamps.renew_all)
+        with self._changing(0, SLOTS):
+            self._trying("clear", self._store.clear, 0)
 
     def usage(self) -> tuple[int, int]:
         """(entries, bytes on disk)."""
         return self._trying("measure", lambda: (len(self._store), self._store.volume()), (0, 0))
 
     @contextlib.contextmanager
-    def sole_computer(self, digest: str) -> Iterator[None]:
-        """Hold a key against other threads and processes; the system lets go of it when its holder dies."""
-        path = self.folder / "computing" / digest
-        descriptor = self._trying("lock a key of", lambda: _locked(path, fcntl.LOCK_EX), None)
-        if descriptor is None:
-            yield
-            return
+    def sole_computer(self, key: str) -> Iterator[None]:
+        """Hold a key against other threads and processes; the system lets go of it when its holder dies.
+
+        Raises:
+            RuntimeError: This thread holds it, or its holder waits for this thread, perhaps through others.
+        """
+        path = self.folder / "computing" / digest_of(key)
+        with turns.awaiting(path, key):
+            descriptor = self._trying("lock a key of", lambda: _locked(path, fcntl.LOCK_EX), None)
         try:
-            yield
+            with turns.holding(path):
+                yield
         finally:
-            # Whoever waits for this very file finds it gone, and makes a new one.
-            path.unlink(missing_ok=True)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+            if descriptor is not None:
+                # Whoever waits for this very file finds it gone, and makes a new one.
+                path.unlink(missing_ok=True)
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                os.close(descriptor)
 
     def remove_leftovers(self) -> None:
         """Remove files without a row and locks without a holder; nothing while somebody writes, the next opening comes."""
@@ -162,6 +179,7 @@ class DiskLevel:
 
     def close(self) -> None:
         """Close the connections of all threads; the level must not be used any more."""
+        self._write_uses()
         self._store.close()
         del self._store
         self._stamps.close()
@@ -186,9 +204,26 @@ class DiskLevel:
     def _write(self, digest: str, content: bytes, expires_at: float | None) -> bool:
         with self._writing():
             self._store.set(digest, content, tag=expires_at)
+        if self._store.volume() > self.capacity:
+            self._write_uses()
         while self._store.volume() > self.capacity and self._evict_one_but(digest):
             self.evictions += 1
         return True
+
+    def _write_uses(self) -> None:
+        with self._noting:
+            uses, self._uses, self._uses_written_at = self._uses, {}, time.time()
+        if uses:
+            self._trying("note what was used in", lambda: self._store_uses(uses), None)
+
+    def _store_uses(self, uses: dict[str, float]) -> None:
+        with contextlib.closing(self._connected()) as connection, connection:
+            # A power cut may forget them.
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executemany(
+                "UPDATE Cache SET access_time = max(access_time, ?) WHERE key = ? AND raw",
+                [(used_at, digest) for digest, used_at in uses.items()],
+            )
 
     def _evict_one_but(self, digest: str) -> bool:
         oldest = self._query("SELECT key FROM Cache WHERE key <> ? AND raw ORDER BY access_time LIMIT 1", digest)
@@ -220,12 +255,25 @@ class DiskLevel:
                     self._start_over(error)
             return otherwise
 
-    def _tell_others(self, renew: Callable[[], None]) -> None:
-        self._trying("tell other processes of a change in", renew, None)
+    @contextlib.contextmanager
+    def _changing(self, first: int, count: int) -> Iterator[int | None]:
+        """Change what some stamps stand for, one at a time over all threads and processes; gives their new number."""
+        tell = "tell other processes of a change in"
+        held = contextlib.ExitStack()
+        stamp = self._trying(
+            tell, lambda: held.enter_context(self._stamps.renewing(first, count)), self._stamps.read(first)
+        )
+        try:
+            yield stamp
+        finally:
+            self._trying(tell, held.close, None)
 
     def _query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        with contextlib.closing(sqlite3.connect(self.folder / "cache.db", timeout=_BUSY_SECONDS)) as connection:
+        with contextlib.closing(self._connected()) as connection:
             return connection.execute(statement, parameters).fetchall()
+
+    def _connected(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.folder / "cache.db", timeout=_BUSY_SECONDS)
 
     def _start_over(self, error: Exception) -> None:
         """Make a new index in place of a damaged one, unless another process did so."""
@@ -282,45 +330,6 @@ class PlainDisk(diskcache.Disk):  # type: ignore[misc]  # it has no types
             content: bytes = super().fetch(mode, filename, value, False)
             return content
         raise DamagedFile("a cache's entry is no plain bytes; pickles are never read")
-
-
-class _Stamps:
-    """Random numbers in a file that processes share; several keys share one."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            # A hole in a mapped file kills its reader when the disk is full.
-            os.posix_fallocate(descriptor, 0, 8 * _SLOTS)
-            self._map = mmap.mmap(descriptor, 8 * _SLOTS, access=mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
-        self._numbers = memoryview(self._map).cast("Q")
-
-    def read(self, digest: str) -> int:
-        return self._numbers[_slot(digest)]
-
-    def renew(self, digest: str) -> None:
-        # Random, since counting up would lose one of two that do it at once. Written through the file, since a disk's errors
-        # on a map are deadly.
-        self._write(secrets.token_bytes(8), 8 * _slot(digest))
-
-    def renew_all(self) -> None:
-        self._write(secrets.token_bytes(8 * _SLOTS), 0)
-
-    def close(self) -> None:
-        self._numbers.release()
-        self._map.close()
-
-    def _write(self, content: bytes, offset: int) -> None:
-        with self._path.open("r+b", buffering=0) as file:
-            file.seek(offset)
-            file.write(content)
-
-
-def _slot(digest: str) -> int:
-    return int(digest[:8], 16) % _SLOTS
 
 
 def _locked(path: Path, operation: int) -> int:

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,14 @@ class Held:
         value: As `kept` or `sealed` gives it.
         size: Bytes that it takes, about.
         expires_at: On the cache's clock; None never.
-        stamp: What the disk level's stamp was when the value was surely the newest.
+        stamp: What the disk level's stamp was when the value was surely the newest; None where it had none.
         digest: The key's.
     """
 
     value: Any
     size: int
     expires_at: float | None
-    stamp: int
+    stamp: int | None
     digest: str
 
 
@@ -99,18 +99,18 @@ class MemoryLevel:
 
 
 def kept(value: Any) -> Any:
-    """`value` apart from its giver: containers and tensors copied, arrays too unless nobody can write to them."""
-    return _rebuilt(value, _private, _brought_here)
+    """`value` apart from its giver: containers and tensors copied, arrays too unless they lie in `bytes`."""
+    return _rebuilt(value, _unchangeable, _brought_here)
 
 
 def sealed(value: Any) -> Any:
-    """`value`, which nobody else has, with its arrays made read-only."""
-    return _rebuilt(value, _made_read_only, _as_it_is)
+    """`value`, which nobody else has, with its arrays in memory that nobody can write to."""
+    return _rebuilt(value, _unchangeable, _as_it_is)
 
 
 def handed_out(value: Any) -> Any:
-    """What a caller gets of a kept value: containers and tensors of its own, and the read-only arrays themselves."""
-    return _rebuilt(value, _as_it_is, _cloned)
+    """What a caller gets of a kept value: containers and tensors of its own, and views of the arrays."""
+    return _rebuilt(value, _viewed, _cloned)
 
 
 def size_of(value: Any) -> int:
@@ -157,12 +157,17 @@ def _cloned(tensor: Any) -> Any:
     return tensor.clone()
 
 
-def _private(array: AnyArray) -> AnyArray:
-    if type(array) is np.ndarray and not array.flags.writeable and array.base is None:
-        return array
-    return _made_read_only(np.array(array, order="K"))
+def _viewed(array: AnyArray) -> AnyArray:
+    # Not the array itself: its shape and dtype can be set in place.
+    return array.view()
 
 
-def _made_read_only(array: AnyArray) -> AnyArray:
-    array.flags.writeable = False
-    return array
+def _unchangeable(array: AnyArray) -> AnyArray:
+    """The array in memory that cannot be made writeable: NumPy refuses that for `bytes`, and for no array of its own."""
+    memory: Any = array
+    while isinstance(memory, np.ndarray):
+        memory = memory.base
+    if type(array) is np.ndarray and type(memory) is bytes:
+        return array.view()
+    order: Literal["C", "F"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    return np.ndarray(array.shape, array.dtype, array.tobytes(order), order=order)

@@ -66,7 +66,7 @@ def write_states(
         folder: Empty.
         states: By component.
         known_arrays: Array files of other checkpoints by digest; they may be gone, or damaged.
-        verify: Whether every file, linked ones included, is read back.
+        verify: Whether every file is read back; those that are linked always are.
 
     Returns:
         What was written, by path relative to `folder`.
@@ -130,6 +130,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         intact = content == _sealed({**metadata, "format": {"version": metadata["format"]["version"]}})
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; give the folder of a checkpoint") from None
+    except OSError as error:
+        raise unreadable(path, error) from error
     except (KeyError, TypeError, ValueError, RecursionError):
         intact = False
     if not intact:
@@ -189,6 +191,18 @@ def check_folder(folder: Path) -> None:
             pass
 
 
+def stamps_of(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Size, time of change and number of all that is in the folder, by path: they tell whether it was touched since."""
+    found = ((path.relative_to(folder).as_posix(), path.lstat()) for path in folder.rglob("*"))
+    # Not the time of the last change of the file's status: linking it for another checkpoint changes that one.
+    return {path: (status.st_size, status.st_mtime_ns, status.st_ino) for path, status in found}
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """What to say of a file or folder that the system refuses to read."""
+    return CheckpointError(f"{path} cannot be read ({error.strerror or error}); use another checkpoint")
+
+
 class _ArrayFiles:
     """Writes large arrays, each content once."""
 
@@ -217,14 +231,14 @@ class _ArrayFiles:
             return False
         try:
             path.hardlink_to(source)
+            # The good bytes are at hand, so a damaged file is never taken over.
+            if _digest(path) == file.digest:
+                return True
+            logger.warning("%s was altered since it was written; the array is written afresh", source)
         except OSError as error:
             # Its checkpoint was removed meanwhile, or the file system has no links, or no more of them.
             logger.debug("cannot link %s, writing it: %s", source, error)
-            return False
-        if path.stat().st_size == file.size and (not self._verify or _digest(path) == file.digest):
-            return True
-        logger.warning("%s was altered since it was written; the array is written afresh", source)
-        path.unlink()
+        path.unlink(missing_ok=True)
         return False
 
 
@@ -336,6 +350,8 @@ def _check_file(path: Path, digest: str) -> None:
             return
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; use another checkpoint") from None
+    except OSError as error:
+        raise unreadable(path, error) from error
     raise _damaged(path)
 
 

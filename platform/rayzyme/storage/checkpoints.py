@@ -29,6 +29,8 @@ from rayzyme.storage.checkpoint_folder import (
     check_folder,
     read_metadata,
     read_states,
+    stamps_of,
+    unreadable,
     write_metadata,
     write_states,
 )
@@ -48,6 +50,12 @@ class _Checkpoint:
     timestamp: datetime
     number: int
     metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    is_valid: bool
+    stamps: dict[str, tuple[int, int, int]]
 
 
 class CheckpointManager:
@@ -80,7 +88,7 @@ class CheckpointManager:
         self._max_checkpoints = whole_number("max_checkpoints", max_checkpoints, at_least=1)
         self._auto_cleanup = truth_value("auto_cleanup", auto_cleanup)
         self._clock = clock
-        self._verified: dict[Path, bool] = {}
+        self._verified: dict[Path, _Verdict] = {}
         self._reported: set[Path] = set()
         try:
             remove_leftovers(self._base)
@@ -93,7 +101,8 @@ class CheckpointManager:
         Args:
             checkpoint_id: A letter or digit, then up to 99 of those and `._-`; several checkpoints may have the same.
             component_states: By component, named like checkpoints: what `rayzyme.storage.values` can hold.
-            verify: Whether every file is read back first; if not, it is read before an older checkpoint is removed.
+            verify: Whether every file is read back first; if not, it is read before an older checkpoint is removed. What an
+                older checkpoint holds already is read in any case.
 
         Returns:
             Path of the folder `checkpoint_<id>_<YYYYmmdd_HHMMSS>` (UTC), with `_2`, `_3`.. within one second.
@@ -118,6 +127,7 @@ class CheckpointManager:
                     write_metadata(folder, checkpoint_id, timestamp, states, files)
                     if verify:
                         read_metadata(folder)
+                        verdict = _Verdict(True, stamps_of(folder))
                     folder.rename(path)
                     try:
                         flush_to_disk(self._base)
@@ -126,7 +136,7 @@ class CheckpointManager:
                         raise
         get_metrics_collector().increment("rayzyme_checkpoints_total")
         if verify:
-            self._verified[path] = True
+            self._verified[path] = verdict
         if self._auto_cleanup:
             try:
                 self._remove_old(path if verify else None)
@@ -139,41 +149,56 @@ class CheckpointManager:
 
         Raises:
             FileNotFoundError: There is no such folder.
-            CheckpointError: A file in it is missing, torn or was altered; names it.
+            CheckpointError: A file in it is missing, torn, was altered or cannot be read; names it.
             NotFound: It has no such component.
             MissingExtra: It holds tensors and PyTorch is not installed.
         """
         folder = Path(checkpoint_path)
-        with _locked(folder, fcntl.LOCK_SH):
-            try:
+        try:
+            with _locked(folder, fcntl.LOCK_SH):
                 return read_states(folder, components)
-            except CheckpointError:
-                get_metrics_collector().increment(_CORRUPT)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not folder.is_dir():
                 raise
+            get_metrics_collector().increment(_CORRUPT)
+            raise unreadable(Path(error.filename or folder), error) from error
+        except CheckpointError:
+            get_metrics_collector().increment(_CORRUPT)
+            raise
 
     def list_checkpoints(self) -> list[dict[str, Any]]:
-        """All checkpoints, newest first: their metadata, `path`, and `valid`, which is None until they are verified."""
+        """All checkpoints, newest first: their metadata, `path`, and `valid`.
+
+        `valid` is what this manager found when it last read all files; None if it never did, or if size, time or number of
+        a file is another since.
+        """
         return [
-            {**checkpoint.metadata, "path": str(checkpoint.path), "valid": self._verified.get(checkpoint.path)}
+            {**checkpoint.metadata, "path": str(checkpoint.path), "valid": self._verdict(checkpoint.path)}
             for checkpoint in self._checkpoints()
         ]
 
     def verify_checkpoint(self, checkpoint_path: str | Path) -> bool:
         """Whether every file is there with the size and SHA-256 it was written with, and no other; the log says what is not."""
         path = Path(checkpoint_path).absolute()
+        fault: Exception | None = None
         try:
             with _locked(path, fcntl.LOCK_SH):
-                check_folder(path)
+                # Before reading, so that a change meanwhile shows.
+                stamps = stamps_of(path)
+                try:
+                    check_folder(path)
+                except (CheckpointError, OSError) as error:
+                    fault = error
+                self._verified[path] = _Verdict(fault is None, stamps)
         except FileNotFoundError:
             logger.warning("there is no checkpoint at %s", path)
             return False
-        except (CheckpointError, OSError) as error:
-            logger.warning("%s", error)
+        except OSError as error:
+            fault = error
+        if fault is not None:
+            logger.warning("%s", fault)
             get_metrics_collector().increment(_CORRUPT)
-            self._verified[path] = False
-        else:
-            self._verified[path] = True
-        return self._verified[path]
+        return fault is None
 
     def latest(self, checkpoint_id: str | None = None) -> str | None:
         """Path of the newest valid checkpoint, of one id if given; None where there is none."""
@@ -183,6 +208,13 @@ class CheckpointManager:
             is_asked_for = checkpoint_id in (None, checkpoint.metadata["checkpoint_id"])
             if is_asked_for and self.verify_checkpoint(checkpoint.path):
                 return str(checkpoint.path)
+        return None
+
+    def _verdict(self, path: Path) -> bool | None:
+        verdict = self._verified.get(path)
+        with suppress(OSError):
+            if verdict is not None and stamps_of(path) == verdict.stamps:
+                return verdict.is_valid
         return None
 
     def _checkpoints(self) -> list[_Checkpoint]:
@@ -198,7 +230,10 @@ class CheckpointManager:
         except (CheckpointError, OSError) as error:
             if path not in self._reported and path.exists():
                 self._reported.add(path)
-                logger.warning("%s; it is neither listed nor removed", error)
+                logger.warning(
+                    "%s. Until its %s is whole the checkpoint is neither listed nor ever removed: put that file back from a "
+                    "copy, or, if nobody needs the checkpoint, remove %s by hand", error, METADATA, path,
+                )  # fmt: skip
             return None
         timestamp = datetime.fromisoformat(metadata["timestamp"])
         name = _folder_name(metadata["checkpoint_id"], timestamp)

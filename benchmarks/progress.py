@@ -176,7 +176,7 @@ def _time_left(sink: Any) -> list[Measurement]:
     ours, formula = 100 * fmean(covered.values()), 100 * fmean(by_formula.values())
     detail = {
         "in_range": covered,
-        "in_range_without_spread": by_formula,
+        "in_range_by_single_steps": by_formula,
         "steps": {k: len(v[0]) for k, v in kinds.items()},
     }
     print(
@@ -191,7 +191,7 @@ def _time_left(sink: Any) -> list[Measurement]:
 
 
 def _scores(trace: Trace, sink: Any) -> Iterator[tuple[bool, bool, float, float]]:
-    """At 10, 20, .. 90 %: in the range, in the range without `Spread`, our relative error and tqdm's."""
+    """At 10, 20, .. 90 %: in the range, in the range by single steps, our relative error and tqdm's."""
     now, left = 0.0, sum(trace)
     tracker = ProgressTracker(len(trace), clock=lambda: now)
     bar = tqdm(total=len(trace), file=sink, mininterval=0, miniters=1)

@@ -1,10 +1,12 @@
-"""Fixtures shared by unit tests: a server that misbehaves as told, patience that costs no time, a small disk."""
+"""Fixtures shared by unit tests: a server that misbehaves as told, patience that costs no time, small disks."""
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,12 +36,24 @@ def retries(pauses: list[float]) -> Retries:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 kB."""
-    folder = tmp_path / "small"
+    with _mounted(tmp_path / "small", "256k") as folder:
+        yield folder
+
+
+@pytest.fixture
+def disk_of_20_mb(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 20 MB."""
+    with _mounted(tmp_path / "disk", "20m") as folder:
+        yield folder
+
+
+@contextmanager
+def _mounted(folder: Path, size: str) -> Iterator[Path]:
     folder.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], check=False).returncode
-    ):
-        pytest.skip("cannot mount a small file system (needs root)")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("cannot mount tmpfs: not root")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    # Arrays that are mapped from it keep it busy.
+    gc.collect()
+    subprocess.run(["umount", str(folder)], check=True)

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -338,17 +338,6 @@ def test_a_writer_at_work_is_not_taken_for_a_dead_one(tmp_path: Path, monkeypatc
     manager = CheckpointManager(tmp_path)
     assert manager.verify_checkpoint(manager.create_checkpoint("run", STATES))
     assert opened
-
-
-@pytest.fixture
-def disk_of_20_mb(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "none", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
-        pytest.skip("cannot mount tmpfs: not root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_is_said_and_cleaned_up(disk_of_20_mb: Path) -> None:

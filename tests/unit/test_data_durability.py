@@ -369,18 +369,6 @@ def test_several_threads_may_share_a_handler(handler: DataHandler) -> None:
     assert len(names(handler)) == 8
 
 
-@pytest.fixture
-def disk_of_20_mb(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "none", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
-        pytest.skip("cannot mount tmpfs: not root")
-    yield folder
-    gc.collect()
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_a_full_disk_is_said_and_everything_older_stays(disk_of_20_mb: Path) -> None:
     """C64"""
     with DataHandler(disk_of_20_mb / "data", enable_compression=False) as handler:

@@ -176,15 +176,26 @@ def test_tasks_that_cannot_be_started(tracker: ProgressTracker) -> None:
         tracker.start_task("a", "Again", 1)
     with pytest.raises(KeyError, match="parent_task 'nobody'"):
         tracker.start_task("b", "B", 1, parent_task="nobody")
-    for wrong in (-1, 1.5, True, "3"):
+    for wrong in (-1, 1.5, True, "3", 10**400, 2**53 + 1):
         with pytest.raises(ValueError, match="total_steps"):
             tracker.start_task("c", "C", wrong)
-    for wrong in (0, -1.0, math.inf, "1"):
+    for wrong in (0, -1.0, math.inf, "1", 1e300):
         with pytest.raises(ValidationError, match="weight"):
             tracker.start_task("c", "C", 1, weight=wrong)
     with pytest.raises(ValidationError, match="task_id"):
         tracker.start_task("", "C", 1)
     assert list(tracker.get_progress()["task_progress"]) == ["a"]
+
+
+def test_the_largest_figures_are_reckoned_with(tracker: ProgressTracker, clock: Clock) -> None:
+    """C2"""
+    tracker.start_task("a", "A", 2**53, weight=1e12)
+    tracker.start_task("b", "B", 2**53, "a")
+    for steps in (1, 2**52, 10**400):
+        clock.now += 1
+        tracker.update_task("b", steps)
+    assert tracker.get_task_progress("b")["current_step"] == 2**53
+    assert tracker.get_progress()["task_progress"]["b"] == 1.0
 
 
 def test_deep_nesting(tracker: ProgressTracker) -> None:
@@ -224,13 +235,49 @@ def test_steps_beyond_the_total_are_dropped_with_one_warning(
     """C40"""
     tracker.start_task("a", "A", 10)
     with caplog.at_level(logging.WARNING):
-        for _ in range(3):
+        for _ in range(2):
             tracker.update_task("a", 7, "on")
     assert [record.getMessage() for record in caplog.records] == [
         "'a' has only 10 steps; what goes beyond is not counted"
     ]
     assert tracker.get_task_progress("a")["current_step"] == 10
-    assert len(tracker.get_messages("a")) == 3
+    assert len(tracker.get_messages("a")) == 2
+
+
+@pytest.mark.parametrize("task", ["a", None])
+def test_updates_after_the_last_step_are_ignored_with_a_warning(
+    tracker: ProgressTracker, caplog: pytest.LogCaptureFixture, task: str | None
+) -> None:
+    """C40"""
+
+    def update(steps: int, message: str) -> None:
+        tracker.update(steps, message) if task is None else tracker.update_task(task, steps, message)
+
+    if task is not None:
+        tracker.start_task(task, "A", 100)
+    update(100, "all")
+    before = tracker.get_progress()
+    with caplog.at_level(logging.WARNING):
+        for steps in (0, 1, 1):
+            update(steps, "late")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{task or 'the tracker'!r} is completed; updates after that are ignored"
+    ]
+    assert [entry["message"] for entry in tracker.get_messages(task)] == ["all"]
+    assert tracker.get_progress()["message"] == before["message"]
+
+
+def test_a_parent_that_its_children_completed_may_still_count_its_own_steps(
+    tracker: ProgressTracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """C41"""
+    tracker.start_task("all", "All", 2)
+    for name in ("one", "two"):
+        tracker.start_task(name, name, 1, "all")
+        tracker.update_task(name)
+        tracker.update_task("all", 1, f"{name} is done")
+    assert caplog.records == []
+    assert tracker.get_task_progress("all")["current_step"] == 2
 
 
 @pytest.mark.parametrize("end", ["complete", "fail"])
@@ -283,6 +330,7 @@ def test_time_counts_from_the_first_task_or_from_start(tracker: ProgressTracker,
         ("total_steps", {"total_steps": -1}),
         ("total_steps", {"total_steps": True}),
         ("total_steps", {"total_steps": 1.0}),
+        ("total_steps", {"total_steps": 10**400}),
         ("checkpoint_dir", {"checkpoint_dir": 7}),
         ("checkpoint_dir", {"checkpoint_dir": __file__}),
         ("auto_checkpoint", {"auto_checkpoint": 1}),
@@ -292,6 +340,7 @@ def test_time_counts_from_the_first_task_or_from_start(tracker: ProgressTracker,
         ("callback", {"callback": "print"}),
         ("history", {"history": {"a": {"mean": 1.0}}}),
         ("history", {"history": {"a": {"mean": -1.0, "deviation": 0.0, "count": 3}}}),
+        ("history", {"history": {"a": {"mean": 1.0, "deviation": 1e200, "count": 3}}}),
     ],
 )
 def test_arguments_are_checked_at_construction(name: str, arguments: dict[str, Any]) -> None:

@@ -9,11 +9,11 @@ import statistics
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.support.timing import Clock
 
-from rayzyme.monitoring.eta import Remaining, Spread, StepTimes, remaining_time
+from rayzyme.monitoring.eta import StepTimes, largest_deviation, remaining_time
 from rayzyme.monitoring.progress import ProgressTracker
 
 
@@ -115,6 +115,60 @@ def test_a_stalled_run_says_so_until_it_goes_on(clock: Clock) -> None:
     assert tracker.get_progress()["stalled"] is False
 
 
+def is_stalled_after(tracker: ProgressTracker, clock: Clock, silence: float) -> bool:
+    before, clock.now = clock.now, clock.now + silence
+    stalled: bool = tracker.get_progress()["stalled"]
+    clock.now = before
+    return stalled
+
+
+def test_ten_steps_of_silence_are_a_stall_however_the_steps_came(clock: Clock) -> None:
+    """C45"""
+    tracker = ProgressTracker(100, clock=clock)
+    clock.now += 20
+    tracker.update(10)
+    assert [is_stalled_after(tracker, clock, silence) for silence in (19.9, 21.0)] == [False, True]
+
+
+def test_quick_steps_stall_quickly(clock: Clock) -> None:
+    """C45"""
+    tracker = ProgressTracker(1000, clock=clock)
+    run(tracker, clock, [1.0] * 5)
+    run(tracker, clock, [0.001] * 100)
+    assert [is_stalled_after(tracker, clock, silence) for silence in (0.009, 0.011, 0.05)] == [False, True, True]
+    run(tracker, clock, [1e-6] * 100)
+    assert not is_stalled_after(tracker, clock, 0.009), "threads that take turns are silent for that long"
+
+
+def test_updates_of_many_steps_are_not_late_before_their_time(clock: Clock) -> None:
+    tracker = ProgressTracker(100_000, clock=clock)
+    for seconds in (10.0, 11.0, 9.0):
+        clock.now += seconds
+        tracker.update(1000)
+    assert [is_stalled_after(tracker, clock, silence) for silence in (10.9, 11.1)] == [False, True]
+
+
+def test_the_start_of_a_task_is_a_sign_of_life(clock: Clock) -> None:
+    tracker = ProgressTracker(clock=clock)
+    tracker.start_task("a", "A", 10)
+    run(tracker, clock, [1.0] * 3, "a")
+    clock.now += 1000
+    tracker.start_task("b", "B", 10)
+    assert [is_stalled_after(tracker, clock, silence) for silence in (9.0, 11.0)] == [False, True]
+
+
+def test_where_nothing_is_active_nothing_stalls_and_nothing_will_be_done(clock: Clock) -> None:
+    """C45"""
+    tracker = ProgressTracker(clock=clock)
+    tracker.start_task("a", "A", 10)
+    run(tracker, clock, [1.0] * 3, "a")
+    tracker.fail_task("a", "broken")
+    clock.now += 1000
+    assert (answer(tracker), tracker.get_progress()["stalled"]) == ((None, None, None), False)
+    tracker.start_task("again", "A", 10)
+    assert answer(tracker)[0] is not None
+
+
 def test_a_run_that_is_done_is_not_stalled(clock: Clock) -> None:
     tracker = ProgressTracker(2, clock=clock)
     run(tracker, clock, [1.0, 3.0])
@@ -162,38 +216,63 @@ def test_stages_of_known_and_different_rates_add_up(clock: Clock) -> None:
     assert answer(tracker)[0] == 190.0  # ten updates of its own: they alone count from here
 
 
+def by_the_formula(seconds: list[float], remaining: float) -> list[float]:
+    mean, deviation = statistics.fmean(seconds), statistics.stdev(seconds)
+    margin = 1.2816 * deviation * math.sqrt(remaining + remaining**2 / len(seconds))
+    return [mean * remaining, max(0.0, mean * remaining - margin), mean * remaining + margin]
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=50), st.integers(1, 500))
-def test_the_range_is_that_of_the_formula(seconds: list[float], remaining: int) -> None:
+@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=19), st.integers(1, 500), st.booleans())
+@example([1.0, 1.0, 5.0, 5.0, 1.0, 1.0], 4, False)
+def test_few_updates_give_exactly_the_range_of_the_formula(
+    seconds: list[float], remaining: int, with_task: bool
+) -> None:
     """C51"""
-    times = StepTimes()
-    for each in seconds:
-        times.add(1, each)
-    k, mean, deviation = len(seconds), statistics.fmean(seconds), statistics.stdev(seconds)
-    margin = 1.2816 * deviation * math.sqrt(remaining + remaining**2 / k)
-    found = remaining_time(remaining, times)
-    assert found.expected == pytest.approx(mean * remaining, abs=1e-5)
-    assert found.low == pytest.approx(max(0.0, mean * remaining - margin), rel=1e-6, abs=1e-5)
-    assert found.high == pytest.approx(mean * remaining + margin, rel=1e-6, abs=1e-5)
+    clock = Clock()
+    tracker = ProgressTracker(len(seconds) + remaining, clock=clock)
+    if with_task:
+        tracker.start_task("a", "A", len(seconds) + remaining)
+    run(tracker, clock, seconds, "a" if with_task else None)
+    assert answer(tracker) == pytest.approx(by_the_formula(seconds, remaining), rel=1e-6, abs=1e-5)
+
+
+def test_the_range_is_made_of_the_same_hundred_updates_as_the_mean(clock: Clock) -> None:
+    """C51"""
+    tracker = ProgressTracker(1000, clock=clock)
+    run(tracker, clock, [10.0] * 150)
+    run(tracker, clock, [1.0] * 99)
+    assert answer(tracker)[2] != answer(tracker)[1]
+    run(tracker, clock, [1.0])
+    assert answer(tracker) == (750.0, 750.0, 750.0)
+
+
+def test_from_twenty_updates_on_neighbours_that_are_alike_widen_the_range(clock: Clock) -> None:
+    """C51"""
+    tracker, seconds = ProgressTracker(60, clock=clock), [1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 1.0] * 3
+    run(tracker, clock, seconds[:19])
+    assert answer(tracker) == pytest.approx(by_the_formula(seconds[:19], 41))
+    run(tracker, clock, seconds[19:20])
+    (mean, low, high), by_formula = answer(tracker), by_the_formula(seconds[:20], 40)
+    assert mean == pytest.approx(by_formula[0])
+    assert low is not None
+    assert high is not None
+    assert low < by_formula[1] - 10
+    assert high > by_formula[2] + 10
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.01, 100)), min_size=8, max_size=40), st.floats(0.001, 1000))
+@given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.01, 100)), min_size=20, max_size=40), st.floats(0.001, 1000))
 def test_the_range_does_not_depend_on_the_unit(updates: list[tuple[int, float]], factor: float) -> None:
-    answers: list[Remaining] = []
+    answers = []
     for unit in (1.0, factor):
-        times, spread = StepTimes(), Spread()
+        times = StepTimes()
         for work, seconds in updates:
             times.add(work * unit, seconds)
-            spread.add(work * unit, seconds)
-        answers.append(remaining_time(70 * unit, times, spread.deviation))
-        if unit == 1.0:
-            times.change_unit(factor)
-            spread.change_unit(factor)
-            answers.append(remaining_time(70 * factor, times, spread.deviation))
-    for other in answers[1:]:
-        assert other.expected == pytest.approx(answers[0].expected, rel=1e-6, abs=1e-5)
-        assert other.high == pytest.approx(answers[0].high, rel=1e-6, abs=1e-5)
+        spread = largest_deviation([(work * unit, seconds) for work, seconds in updates])
+        answers.append(remaining_time(70 * unit, times, spread))
+    assert answers[1].expected == pytest.approx(answers[0].expected, rel=1e-6, abs=1e-5)
+    assert answers[1].high == pytest.approx(answers[0].high, rel=1e-6, abs=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -209,18 +288,18 @@ def test_observations_may_be_merged(seconds: list[float], cut: int) -> None:
     assert one.deviation == pytest.approx(whole.deviation, abs=1e-6)
 
 
-@pytest.mark.parametrize(("pieces", "quantile"), [(3, 1.8856), (4, 1.6377), (11, 1.3722)])
-def test_a_spread_known_from_few_pieces_is_widened_as_students_t(pieces: int, quantile: float) -> None:
-    source, spread, times = random.Random(3), Spread(), StepTimes()
-    for _ in range(pieces):
-        first, second = source.random(), source.random()
-        spread.add(1, first)
-        spread.add(1, second)
-        times.add(2, first + second)
-    known = [times.deviation * quantile / 1.2816]
-    assert spread.deviation >= known[0] * 0.996
-    if pieces < 6:  # no longer pieces yet
-        assert spread.deviation == pytest.approx(known[0], rel=0.004)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_deviation_known_from_few_pieces_is_widened_as_students_t(seed: int) -> None:
+    source = random.Random(seed)
+    seconds = [source.random() * (1 + number // 20) for number in range(60)]
+    quantiles = {2: 1.3114, 3: 1.3277, 5: 1.3634, 8: 1.4398, 12: 1.5332, 18: 1.8856}
+    expected = []
+    for length, quantile in quantiles.items():
+        newest = seconds[60 % length :]
+        pieces = [sum(newest[begin : begin + length]) for begin in range(0, len(newest), length)]
+        expected.append(statistics.stdev(pieces) / math.sqrt(length) * quantile / 1.2816)
+    assert largest_deviation([(1, each) for each in seconds]) == pytest.approx(max(expected), rel=0.004)
+    assert largest_deviation([(1, each) for each in seconds[:19]]) == 0.0
 
 
 def share_within(traces: Iterable[list[float]]) -> float:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import logging
+import math
+import queue
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +24,8 @@ from tests.support.killing import survives_step
 from tests.support.timing import Clock, wait_until
 
 from rayzyme.errors import CheckpointError, InsufficientSpace, ValidationError
-from rayzyme.monitoring import progress_file
+from rayzyme.monitoring import delayed_writer, progress_file
+from rayzyme.monitoring.delayed_writer import DelayedWriter
 from rayzyme.monitoring.metrics import get_metrics_collector
 from rayzyme.monitoring.progress import ProgressTracker
 
@@ -40,6 +47,34 @@ tracker = ProgressTracker(10**9, sys.argv[1], checkpoint_interval=0.001)
 print("started", flush=True)
 while True:
     tracker.update(1, "on")
+"""
+
+
+UNCLOSED = """
+import sys
+from rayzyme.monitoring.progress import ProgressTracker
+def main():
+    tracker = ProgressTracker(checkpoint_dir=sys.argv[1])
+    tracker.update(41)
+    if sys.argv[2] == "error":
+        raise RuntimeError("in the middle of it")
+    return tracker
+kept = None
+if sys.argv[2] == "dropped":
+    main()
+else:
+    kept = main()
+"""
+
+FORKING = """
+import os, sys
+from rayzyme.monitoring.progress import ProgressTracker
+tracker = ProgressTracker(checkpoint_dir=sys.argv[1])
+tracker.update(41)
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+    print(os.listdir(sys.argv[1]))
 """
 
 
@@ -106,6 +141,35 @@ def test_a_restored_tracker_goes_on(tmp_path: Path) -> None:
         other.start_task("a", "A", 1)
 
 
+def test_a_tracker_that_has_not_begun_is_restored_as_such(tmp_path: Path) -> None:
+    """C48"""
+    clock = Clock()
+    one, other = ProgressTracker(clock=clock), ProgressTracker(clock=clock)
+    clock.now += 100
+    other.load_checkpoint(one.save_checkpoint(tmp_path / "progress.json"))
+    for tracker in (one, other):
+        assert tracker.get_progress()["elapsed_time"] == 0.0
+        tracker.start_task("a", "A", 10)
+        assert tracker.get_progress()["elapsed_time"] == 0.0
+    clock.now += 3
+    for tracker in (one, other):
+        tracker.update_task("a")
+    assert all_told(other) == all_told(one)
+    assert other.get_progress()["elapsed_time"] == 3.0
+
+
+def test_a_closed_tracker_shows_the_time_that_it_loads(tmp_path: Path) -> None:
+    """C48"""
+    clock = Clock()
+    one, other = ProgressTracker(clock=clock), ProgressTracker(clock=clock)
+    one.start_task("a", "A", 10)
+    clock.now += 6
+    other.close()
+    other.load_checkpoint(one.save_checkpoint(tmp_path / "progress.json"))
+    clock.now += 5
+    assert other.get_progress()["elapsed_time"] == 6.0
+
+
 def test_the_range_is_restored(tmp_path: Path) -> None:
     """C48"""
     clock = Clock()
@@ -128,7 +192,8 @@ def test_a_checkpoint_appears_by_itself(tmp_path: Path) -> None:
     begin = time.monotonic()
     tracker.update(30)
     wait_until(lambda: files_in(folder))
-    assert time.monotonic() - begin >= 1.0
+    # One second and one more are promised; a busy machine gets eight.
+    assert 1.0 <= time.monotonic() - begin <= 10.0
     wait_until(lambda: any(name.startswith("checkpoint_") for name in files_in(folder)))
     names = files_in(folder)
     assert len(names) == 1
@@ -149,6 +214,82 @@ def test_what_changed_last_is_written_at_close(tmp_path: Path) -> None:
     fresh = ProgressTracker(checkpoint_dir=tmp_path)
     fresh.load_latest()
     assert fresh.get_progress()["percent"] == 41.0
+
+
+@pytest.mark.parametrize("how", ["kept", "dropped", "error"])
+def test_what_is_pending_is_written_when_the_interpreter_ends(tmp_path: Path, how: str) -> None:
+    """C47"""
+    ended = subprocess.run([sys.executable, "-c", UNCLOSED, tmp_path, how], capture_output=True, text=True, check=False)
+    assert (ended.returncode, "in the middle of it" in ended.stderr) == (int(how == "error"), how == "error")
+    fresh = ProgressTracker(checkpoint_dir=tmp_path)
+    assert fresh.load_latest() is not None
+    assert fresh.get_progress()["percent"] == 41.0
+    assert len(files_in(tmp_path)) == 1
+
+
+def test_a_forked_child_writes_nothing_of_its_parent(tmp_path: Path) -> None:
+    """C47"""
+    found = subprocess.run([sys.executable, "-c", FORKING, tmp_path], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+    assert len(files_in(tmp_path)) == 1
+
+
+def test_what_is_pending_is_written_when_the_tracker_is_dropped(tmp_path: Path) -> None:
+    """C47"""
+
+    def use() -> None:
+        tracker = ProgressTracker(checkpoint_dir=tmp_path, callback=lambda _percent, _message: tracker.start())
+        tracker.update(41)
+
+    use()  # a cycle, through the callback
+    gc.collect()
+    wait_until(lambda: any(name.startswith("checkpoint_") for name in files_in(tmp_path)))
+    fresh = ProgressTracker(checkpoint_dir=tmp_path)
+    fresh.load_latest()
+    assert fresh.get_progress()["percent"] == 41.0
+
+
+class QueueInTime:
+    """A queue of which nobody waits longer than the clock says: what does not come at once does not come."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._queue = clock, queue.SimpleQueue[bool]()
+        self.put = self._queue.put
+
+    def get(self, timeout: float | None = None) -> bool:
+        if timeout is None:
+            return self._queue.get()
+        try:
+            return self._queue.get_nowait()
+        except queue.Empty:
+            self._clock.now += timeout
+            raise
+
+
+def test_a_change_is_written_after_exactly_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C47"""
+    clock, written = Clock(), queue.SimpleQueue[float]()
+    in_time = SimpleNamespace(SimpleQueue=lambda: QueueInTime(clock), Empty=queue.Empty)
+    monkeypatch.setattr(delayed_writer, "queue", in_time)
+    monkeypatch.setattr(delayed_writer, "time", SimpleNamespace(monotonic=clock))
+    writer = DelayedWriter("progress-test", lambda: written.put(clock.now), 7.0)
+    for expected in (7.0, 14.0):
+        writer.changed()
+        assert written.get(timeout=20) == expected
+    clock.now = 100.0
+    writer.changed()
+    assert written.get(timeout=20) == 107.0
+    writer.close()
+    assert written.empty()
+
+
+def test_an_interval_beyond_any_clock_writes_at_close(tmp_path: Path) -> None:
+    with ProgressTracker(checkpoint_dir=tmp_path, checkpoint_interval=1e300) as tracker:
+        tracker.update(1)
+        (writer,) = [thread for thread in threading.enumerate() if thread.name == "progress-checkpoints"]
+        writer.join(0.1)
+        assert writer.is_alive()
+    assert len(files_in(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("arguments", [{"auto_checkpoint": False}, {"checkpoint_dir": None}])
@@ -221,6 +362,82 @@ def test_whole_files_without_a_progress_state_are_refused(tmp_path: Path) -> Non
         ProgressTracker().load_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError):
         ProgressTracker().load_checkpoint(tmp_path / "absent.json")
+
+
+def places_in(saved: Any) -> Iterator[tuple[Any, Any]]:
+    """Every value below `saved`, as what holds it and where."""
+    for place in saved if isinstance(saved, dict) else range(len(saved)):
+        yield saved, place
+        if isinstance(saved[place], (dict, list)):
+            yield from places_in(saved[place])
+
+
+def saved_by(tracker: ProgressTracker, path: Path) -> dict[str, Any]:
+    tracker.save_checkpoint(path)
+    return progress_file.read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (["state", "percent"], "a"),
+        (["state", "percent"], 100.5),
+        (["state", "own", "current"], "x"),
+        (["state", "tasks", 0, "current"], 10**30),
+        (["state", "tasks", 0, "total"], True),
+        (["state", "tasks", 0, "total"], 10**400),
+        (["state", "tasks", 0, "weight"], 0),
+        (["state", "tasks", 0, "closed"], "sometime"),
+        (["state", "tasks", 1, "id"], "all"),
+        (["state", "tasks", 1, "parent"], "nobody"),
+        (["state", "tasks", 2, "messages"], [[1.0, 7]]),
+        (["state", "tasks", 2, "times", 0], 0),
+        (["state", "gains", 0], [0.0, 1.0, 1]),
+        (["state", "gains", 0], [0.1, math.nan, 1]),
+        (["state", "heard"], None),
+        (["measures", "gpu_utilization"], [1, None, 2.0]),
+        (["now"], math.inf),
+        (["begun"], 1),
+    ],
+)
+def test_values_that_cannot_be_are_refused_at_loading(tmp_path: Path, where: list[Any], value: Any) -> None:
+    """C48"""
+    saved = saved_by(busy_tracker(), tmp_path / "good.json")
+    *way, last = where
+    place: Any = saved
+    for step in way:
+        place = place[step]
+    place[last] = value
+    progress_file.write_checkpoint(tmp_path / "bad.json", saved)
+    tracker = ProgressTracker()
+    with pytest.raises(CheckpointError, match=r"bad\.json is not a progress checkpoint"):
+        tracker.load_checkpoint(tmp_path / "bad.json")
+    assert tracker.get_progress()["task_progress"] == {}
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 0, 1.5, 1e99, 10**400, math.nan, "x", [], {}, [[1]]])
+def test_whatever_is_loaded_can_be_answered_from(tmp_path: Path, value: Any) -> None:
+    """C48"""
+    path = tmp_path / "progress.json"
+    whole = saved_by(busy_tracker(history={"Part": {"mean": 1.5, "deviation": 0.5, "count": 8}}), path)
+    loaded = refused = 0
+    for number in range(len(list(places_in(whole)))):
+        saved = copy.deepcopy(whole)
+        holder, place = list(places_in(saved))[number]
+        holder[place] = value
+        tracker = ProgressTracker(clock=Clock())
+        try:
+            tracker._run.restore(saved, path)
+        except CheckpointError:
+            refused += 1
+            continue
+        loaded += 1
+        all_told(tracker)
+        for task in list(tracker.get_progress()["task_progress"]):
+            tracker.update_task(task, 3, "on")
+        tracker.start_task("new", "New", 5)
+        all_told(tracker)
+    assert refused > loaded / 5
 
 
 def test_the_newest_valid_one_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,7 @@ import pytest
 from tests.support.fake_nvml import FakeGpu, FakeNvml
 
 from rayzyme.database import open_database
+from rayzyme.monitoring.announcements import MOST_WAITING
 from rayzyme.monitoring.progress import ProgressTracker
 
 THREADS = 8
@@ -148,8 +149,34 @@ def test_callbacks_of_many_threads_come_in_order_and_one_at_a_time(switching: No
 
     tracker = ProgressTracker(THREADS * 500, callback=callback)
     in_threads(lambda _number: [tracker.update() for _ in range(500)])
-    assert len(heard) == THREADS * 500
+    assert heard[-1] == 100.0
     assert heard == sorted(heard)
+
+
+def test_a_slow_callback_is_told_the_newest_and_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
+    """C46"""
+    heard: list[float] = []
+    is_called, may_return = threading.Event(), threading.Event()
+
+    def callback(percent: float, _message: str | None) -> None:
+        heard.append(percent)
+        is_called.set()
+        assert may_return.wait(20)
+
+    tracker = ProgressTracker(10 * MOST_WAITING, callback=callback)
+    first = threading.Thread(target=tracker.update)
+    first.start()
+    assert is_called.wait(20)
+    for _ in range(5 * MOST_WAITING - 1):
+        tracker.update()
+    with caplog.at_level(logging.WARNING):
+        may_return.set()
+        first.join()
+    assert len(heard) == 1 + MOST_WAITING
+    assert (heard[1], heard[-1]) == (40.01, 50.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the progress callback is slower than the updates; the oldest calls are left out"
+    ]
 
 
 def test_a_callback_that_fails_is_dropped_after_three_times(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,6 @@ import logging
 import queue
 import threading
 import time
-import weakref
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
@@ -15,9 +14,9 @@ _CHANGED, _STOP = True, False
 
 
 class DelayedWriter:
-    """A daemon thread that starts with the first change and writes `interval_s` after it, and so on.
+    """A daemon thread that starts with the first change and writes `interval_s` after it, and so on until it is stopped.
 
-    It ends at `close()`, or when the object that it writes for is gone: it does not keep that one alive.
+    It keeps alive what it writes, until everything is written.
     """
 
     def __init__(self, name: str, write: Callable[[], None], interval_s: float) -> None:
@@ -25,22 +24,22 @@ class DelayedWriter:
 
         Args:
             name: The thread's.
-            write: A bound method that writes all there is now; what it raises is logged, and it is called again later.
-            interval_s: Seconds between a change and its being written at most, and between two writes at least.
+            write: Writes all there is now; what it raises is logged, and it is called again later.
+            interval_s: Seconds between a change and its being written at most, and between two writes at least; but for
+                the last write, which comes when the writer is stopped.
         """
         self._name = name
-        self._interval_s = interval_s
+        self._interval_s = min(interval_s, threading.TIMEOUT_MAX)
         # A simple queue may be put to from anywhere, also from the garbage collector in the middle of another put.
         self._signals: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        signals = self._signals
-        self._write = weakref.WeakMethod(write, lambda _gone: signals.put(_STOP))
+        self._write: Callable[[], None] | None = write
         self._thread: threading.Thread | None = None
-        self._is_closed = False
+        self._is_stopped = False
         self.is_pending = False
 
     def changed(self) -> None:
         """Note that there is something to write; the caller sees to it that one thread at a time calls."""
-        if self.is_pending or self._is_closed:
+        if self.is_pending or self._is_stopped:
             return
         self.is_pending = True
         if self._thread is None:
@@ -48,18 +47,26 @@ class DelayedWriter:
             self._thread.start()
         self._signals.put(_CHANGED)
 
-    def close(self) -> None:
-        """End the thread, then write what is pending."""
-        self._is_closed = True
+    def stop(self) -> None:
+        """Have the thread, if there is one, write what is pending and end, without waiting for it."""
+        self._is_stopped = True
+        if self._thread is None:
+            self._write = None
         self._signals.put(_STOP)
+
+    def close(self) -> None:
+        """Write what is pending; the thread has ended then."""
+        if self._thread is None:
+            self._write_pending()
+        self.stop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        if self.is_pending:
-            self._write_now()
 
     def _run(self) -> None:
         while self._signals.get() is _CHANGED and self._pause():
-            self._write_now()
+            self._write_pending()
+        self._write_pending()
+        self._write = None
 
     def _pause(self) -> bool:
         """Wait for the interval to pass; False when the thread is to end instead."""
@@ -72,15 +79,17 @@ class DelayedWriter:
                 break
         return True
 
-    def _write_now(self) -> None:
-        write = self._write()
-        if write is None:
+    def _write_pending(self) -> None:
+        if self._write is None or not self.is_pending:
             return
         # Before the write, so that a change in the middle of it is written by the next one.
         self.is_pending = False
         try:
-            write()
+            self._write()
         except Exception:
-            logger.exception("%s: writing failed; it is tried again in %g s", self._name, self._interval_s)
+            consequence = (
+                "that was the last time" if self._is_stopped else f"it is tried again in {self._interval_s:g} s"
+            )
+            logger.exception("%s: writing failed; %s", self._name, consequence)
             self.is_pending = True
             self._signals.put(_CHANGED)

@@ -2,19 +2,22 @@
 
 Work is counted in any unit (steps, shares of a whole); the answers do not depend on which. The model behind: equal pieces
 of work take independent times of one mean and one deviation, so the time of a piece has a variance in proportion to it.
-Where neighbours are alike (a busy machine, work that drifts) that is too hopeful, and `Spread` says by how much.
+Where neighbours are alike (a busy machine, work that drifts) that is too hopeful, and `largest_deviation` says by how much.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+from rayzyme.monitoring.saved_values import LARGEST, read_count, read_number
 
 TENTH_OF_A_NORMAL: Final = 1.2816
 """Deviations from the mean beyond which one tenth of a normal distribution lies, on either side."""
 
+_FEWEST_UPDATES: Final = 20  # of fewer, no piece is long and there are few
 _FEWEST_PIECES: Final = 3
 _DECIMALS: Final = 6  # microseconds: below lies only the rounding of binary fractions
 
@@ -53,9 +56,12 @@ class StepTimes:
 
     @classmethod
     def restore(cls, saved: list[Any]) -> StepTimes:
-        """What `save` gave."""
-        work, mean, squares, longest, updates = saved
-        return cls(work, mean, squares, longest, updates)
+        """What `save` gave; anything else is a TypeError or ValueError."""
+        *figures, updates = saved
+        work, mean, squares, longest = map(read_number, figures)
+        if updates and work <= 0:
+            raise ValueError(f"{saved!r} are no times per step")
+        return cls(work, mean, squares, longest, read_count(updates))
 
     def merge(self, other: StepTimes) -> None:
         """Take in all that `other` observed."""
@@ -82,69 +88,29 @@ class StepTimes:
         """
         return max(self.deviation, spread) ** 2 * (remaining + remaining**2 / self.work)
 
-    def change_unit(self, factor: float) -> None:
-        """Count work in a unit of which one is `factor` of the new one."""
-        self.work *= factor
-        self.mean /= factor
-        self.squares /= factor
-        self.longest /= factor
 
+def largest_deviation(updates: Sequence[tuple[float, float]]) -> float:
+    """The deviation of a unit in s, as the times of neighbouring updates add up; 0 where there are fewer than 20 updates.
 
-class Spread:
-    """How the times of neighbouring updates add up: the deviation of a unit, seen in longer and longer pieces of work.
+    Independent updates show the same deviation in pieces of any length (batch means); where neighbours are alike it grows
+    with the length. This is the largest over all lengths of which there are at least three pieces. From few pieces it is
+    uncertain, so it is widened until a normal quantile of it is Student's.
 
-    Independent updates show the same deviation at every length (batch means); where neighbours are alike it grows. Pieces
-    are of two, four, eight .. updates; an update costs one addition on average.
+    Args:
+        updates: Work > 0 and seconds of each, oldest first.
     """
-
-    def __init__(self) -> None:
-        self._scales: list[StepTimes] = []
-        self._halves: list[tuple[float, float] | None] = [
-            None
-        ]  # work and seconds of the piece that waits for its neighbour
-
-    def add(self, work: float, seconds: float) -> None:
-        """Take in an update that did `work` > 0 units in `seconds`."""
-        halves = self._halves
-        scale = 0
-        while (half := halves[scale]) is not None:
-            halves[scale] = None
-            work += half[0]
-            seconds += half[1]
-            if scale == len(self._scales):
-                self._scales.append(StepTimes())
-                halves.append(None)
-            self._scales[scale].add(work, seconds)
-            scale += 1
-        halves[scale] = work, seconds
-
-    @property
-    def deviation(self) -> float:
-        """The largest deviation of a unit over all lengths with at least three pieces; 0 without one.
-
-        A deviation from few pieces is uncertain: it is widened so that a normal quantile of it is Student's.
-        """
-        known = [times for times in self._scales if times.updates >= _FEWEST_PIECES]
-        return max((times.deviation * _widening(times.updates - 1) for times in known), default=0.0)
-
-    def change_unit(self, factor: float) -> None:
-        """Count work in a unit of which one is `factor` of the new one."""
-        for times in self._scales:
-            times.change_unit(factor)
-        self._halves = [half and (half[0] * factor, half[1]) for half in self._halves]
-
-    def save(self) -> list[Any]:
-        """All of it, as JSON."""
-        return [[times.save() for times in self._scales], list(self._halves)]
-
-    @classmethod
-    def restore(cls, saved: list[Any]) -> Spread:
-        """What `save` gave."""
-        spread = cls()
-        scales, halves = saved
-        spread._scales = [StepTimes.restore(times) for times in scales]
-        spread._halves = [half and (half[0], half[1]) for half in halves]
-        return spread
+    if len(updates) < _FEWEST_UPDATES:
+        return 0.0
+    largest, length = 0.0, 2
+    while (pieces := len(updates) // length) >= _FEWEST_PIECES:
+        times = StepTimes()
+        # The newest ones, where they do not come out even.
+        for begin in range(len(updates) - pieces * length, len(updates), length):
+            piece = updates[begin : begin + length]
+            times.add(sum(work for work, _ in piece), sum(seconds for _, seconds in piece))
+        largest = max(largest, times.deviation * _widening(pieces - 1))
+        length += (length + 1) // 2
+    return largest
 
 
 def known_times(mean: float, deviation: float, count: float) -> StepTimes:
@@ -153,7 +119,7 @@ def known_times(mean: float, deviation: float, count: float) -> StepTimes:
     Raises:
         ValueError: They are no such figures.
     """
-    if not (all(map(math.isfinite, (mean, deviation, count))) and mean >= 0 and deviation >= 0 and count >= 1):
+    if not (0 <= mean <= LARGEST and 0 <= deviation <= LARGEST and 1 <= count <= LARGEST):
         raise ValueError(f"mean {mean!r} and deviation {deviation!r} of {count!r} steps")
     updates = math.ceil(count)
     return StepTimes(count, mean, deviation**2 * (updates - 1), mean, updates)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rayzyme.errors import ValidationError
+from rayzyme.monitoring.saved_values import LARGEST, read_count, read_number
 
 _MB = 1 << 20
 
@@ -35,11 +35,14 @@ class PerformanceFigures:
     """Measured values by name; `memory_usage` and `gpu_utilization` are always among them."""
 
     def __init__(self, saved: Mapping[str, list[Any]] | None = None) -> None:
-        """Without a value, or with all that `save` gave."""
+        """Without a value, or with all that `save` gave; anything else is an AttributeError, TypeError or ValueError."""
         self._summaries = {"memory_usage": Summary(), "gpu_utilization": Summary()}
         for name, values in (saved or {}).items():
-            count, total, largest = values
-            self._summaries[name] = Summary(count, total, largest)
+            count, *figures = values
+            total, largest = (None if each is None else read_number(each) for each in figures)
+            if total is None or (largest is None) != (count == 0):
+                raise ValueError(f"{values!r} are no measured values")
+            self._summaries[name] = Summary(read_count(count), total, largest)
 
     def add(self, values: Mapping[str, float]) -> None:
         """Take in values by name."""
@@ -56,7 +59,7 @@ class PerformanceFigures:
 
 
 def checked_measures(measures: Any) -> dict[str, float]:
-    """Names and finite numbers.
+    """Names and numbers that can be reckoned with.
 
     Raises:
         ValidationError: Anything else.
@@ -67,8 +70,10 @@ def checked_measures(measures: Any) -> dict[str, float]:
         raise ValidationError(f"performance_metrics must be a dict from names to numbers, not {measures!r}")
     checked = {}
     for name, value in measures.items():
-        if isinstance(value, bool) or not hasattr(value, "__float__") or not math.isfinite(value):
-            raise ValidationError(f"performance_metrics[{name!r}] must be a finite number, not {value!r}")
+        if isinstance(value, bool) or not hasattr(value, "__float__") or not abs(value) <= LARGEST:
+            raise ValidationError(
+                f"performance_metrics[{name!r}] must be a number from {-LARGEST:g} to {LARGEST:g}, not {value!r}"
+            )
         checked[name] = float(value)
     return checked
 

@@ -7,8 +7,8 @@ checkpoint files that a later process goes on from, and a row in the database th
 from __future__ import annotations
 
 import logging
-import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,15 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from rayzyme.checks import folder_path, positive_number, short_text, truth_value, whole_number
 from rayzyme.errors import CheckpointError, ValidationError
 from rayzyme.monitoring.announcements import Announcements, Callback
-from rayzyme.monitoring.delayed_writer import DelayedWriter
 from rayzyme.monitoring.eta import StepTimes
-from rayzyme.monitoring.metrics import get_metrics_collector
-from rayzyme.monitoring.performance_figures import (
-    PerformanceFigures,
-    checked_measures,
-    gpu_utilization,
-    resident_memory,
-)
+from rayzyme.monitoring.performance_figures import checked_measures, gpu_utilization, resident_memory
 from rayzyme.monitoring.progress_answers import read_history, told_history, told_messages, told_progress, told_task
 from rayzyme.monitoring.progress_file import (
     add_checkpoint,
@@ -33,8 +26,10 @@ from rayzyme.monitoring.progress_file import (
     remove_leftovers_of_dead_writers,
     write_checkpoint,
 )
-from rayzyme.monitoring.progress_sharing import PUBLISHED_MESSAGES, Publication, SharedProgress
-from rayzyme.monitoring.progress_state import ProgressState, Task
+from rayzyme.monitoring.progress_run import ProgressRun
+from rayzyme.monitoring.progress_sharing import Publication, SharedProgress
+from rayzyme.monitoring.progress_state import ProgressState
+from rayzyme.monitoring.progress_task import MOST_STEPS, Task
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,8 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PUBLISH_INTERVAL_S = 1.0
 _LONGEST_TEXT = 1000
+_LARGEST_WEIGHT = 1e12
 _MEMORY_INTERVAL_S = 1.0
 
 
@@ -71,42 +66,36 @@ class ProgressTracker:
             checkpoint_interval: Seconds from a change to the file that holds it.
             clock: Seconds from any origin, never falling.
             callback: Called as (percentage, message) after each update, outside all locks and in the order of the
-                updates. Updates that it makes itself are not called back; after it failed three times it is dropped.
+                updates; one that falls 1,000 calls behind misses the oldest of them. Updates that it makes itself are
+                not called back; after it failed three times it is dropped.
             history: What `history` gave at the end of an earlier run: estimates start from it.
 
         Raises:
             ValidationError: An argument cannot be used; the message names it.
         """
-        total_steps = whole_number("total_steps", total_steps, at_least=0)
+        total_steps = _checked_total(total_steps)
         self._folder = None if checkpoint_dir is None else folder_path("checkpoint_dir", checkpoint_dir)
         truth_value("auto_checkpoint", auto_checkpoint)
         checkpoint_interval = positive_number("checkpoint_interval", checkpoint_interval)
         for name, value in (("clock", clock), ("callback", callback)):
             if not callable(value) and not (name == "callback" and value is None):
                 raise ValidationError(f"{name} must be a function, not {value!r}")
-        self._clock = clock
-        # Whoever updates waits for a turn first, so that a reader, who does not, has one writer before it and not all.
-        self._turn, self._lock = threading.Lock(), threading.Lock()
-        self._state = ProgressState(total_steps, read_history(history))
-        self._origin, self._before, self._has_begun = clock(), 0.0, False
-        self._ended: float | None = None
+        self._run = ProgressRun(ProgressState(total_steps, read_history(history)), clock)
+        weakref.finalize(self, self._run.drop).atexit = False  # by then it has been closed
         self._announcements = None if callback is None else Announcements(callback)
-        self._measures = PerformanceFigures()
         self._memory_due, self._memory_is_due = 0.0, False
-        self._publication: Publication | None = None
-        self._writers: list[DelayedWriter] = []
         if self._folder is not None:
             remove_leftovers_of_dead_writers(self._folder)
             if auto_checkpoint:
-                self._writers.append(DelayedWriter("progress-checkpoints", self._write_checkpoint, checkpoint_interval))
+                self._run.write_checkpoints(self._folder, checkpoint_interval)
 
     def start(self) -> None:
         """Count time from now; without it, time counts from the first task, or from construction where there is none.
 
         Does nothing once something has happened.
         """
-        with self._lock:
-            self._begin()
+        with self._run.lock:
+            self._run.begin()
 
     def start_task(
         self, task_id: str, task_name: str, total_steps: int, parent_task: str | None = None, weight: float = 1.0
@@ -126,13 +115,16 @@ class ProgressTracker:
         """
         short_text("task_id", task_id, at_most=_LONGEST_TEXT)
         short_text("task_name", task_name, at_most=_LONGEST_TEXT)
-        total_steps = whole_number("total_steps", total_steps, at_least=0)
+        total_steps = _checked_total(total_steps)
         weight = positive_number("weight", weight)
+        if weight > _LARGEST_WEIGHT:
+            raise ValidationError(f"weight must be at most {_LARGEST_WEIGHT:g}, not {weight:g}")
         if parent_task is not None and weight != 1:
             raise ValidationError("weight counts only for tasks without a parent; the children of a task count alike")
-        with self._turn, self._lock:
-            self._state.start_task(task_id, task_name, total_steps, parent_task, weight, self._begin())
-            self._note_change()
+        run = self._run
+        with run.turn, run.lock:
+            run.state.start_task(task_id, task_name, total_steps, parent_task, weight, run.begin())
+            run.note_change()
 
     def update_task(self, task_id: str, steps: int = 1, message: str | None = None) -> None:
         """Add steps to a task; beyond its total they are dropped, with one warning, as are updates after its end.
@@ -146,10 +138,16 @@ class ProgressTracker:
             KeyError: No such task.
             ValidationError: `steps` is no whole number of at least 0.
         """
-        steps, message = _checked_steps(steps), _checked_message(message)
-        with self._turn, self._lock:
-            warning = self._advance(self._state.task(task_id), steps, message)
-        self._finish_update(warning)
+        # Nearly all are a plain int and no message, and an update is to cost next to nothing.
+        if type(steps) is not int or steps < 0:
+            steps = whole_number("steps", steps, at_least=0)
+        if message is not None:
+            message = _checked_message(message)
+        run = self._run
+        with run.turn, run.lock:
+            warning = self._advance(run.state.task(task_id), steps, message)
+        if warning is not None or self._memory_is_due or self._announcements is not None:
+            self._finish_update(warning)
 
     def update(
         self, steps: int = 1, message: str | None = None, performance_metrics: dict[str, float] | None = None
@@ -165,12 +163,13 @@ class ProgressTracker:
         Raises:
             ValidationError: An argument cannot be used.
         """
-        steps, message = _checked_steps(steps), _checked_message(message)
+        steps, message = whole_number("steps", steps, at_least=0), _checked_message(message)
         measures = checked_measures(performance_metrics)
-        with self._turn, self._lock:
-            self._has_begun = True  # whoever never says start() has worked since construction
-            self._measures.add(measures)
-            warning = self._advance(self._state.own, steps, message)
+        run = self._run
+        with run.turn, run.lock:
+            run.has_begun = True  # whoever never says start() has worked since construction
+            run.measures.add(measures)
+            warning = self._advance(run.state.own, steps, message)
         self._finish_update(warning)
 
     def complete_task(self, task_id: str, message: str | None = None) -> None:
@@ -197,12 +196,13 @@ class ProgressTracker:
             `current_step` and `total_steps` of the tracker's own steps; `percent`, which never falls, and `raw_percent`;
             `elapsed_time` in seconds; `active_tasks`, a count; `task_progress`, from 0 to 1 by id; `estimated_remaining`
             in seconds with `eta_low` and `eta_high`, between which the true figure lies four times in five (None before
-            data and while stalled; alike after a single update, which shows no spread); `stalled`: no update for ten
-            times the usual; `message`, the latest.
+            data, while stalled, and where what is left belongs to failed tasks; alike after a single update, which shows
+            no spread); `stalled`: no update for the time of ten steps, while something is active; `message`, the latest.
         """
-        with self._lock:
-            now = self._elapsed()
-            figures, has_begun = self._state.figures(now), self._has_begun
+        run = self._run
+        with run.lock:
+            now = run.elapsed()
+            figures, has_begun = run.state.figures(now), run.has_begun
         return told_progress(figures, now if has_begun else 0.0)
 
     def get_task_progress(self, task_id: str) -> dict[str, Any]:
@@ -216,8 +216,10 @@ class ProgressTracker:
         Raises:
             KeyError: No such task.
         """
-        with self._lock:
-            told = told_task(self._state.task(task_id), self._elapsed())
+        run = self._run
+        with run.lock:
+            run.state.settle()
+            told = told_task(run.state.task(task_id), run.elapsed())
         return told | {"messages": told_messages(told["messages"])}
 
     def get_messages(self, task_id: str | None = None) -> list[dict[str, Any]]:
@@ -229,8 +231,9 @@ class ProgressTracker:
         Raises:
             KeyError: No such task.
         """
-        with self._lock:
-            messages = list((self._state.own if task_id is None else self._state.task(task_id)).messages)
+        with self._run.lock:
+            state = self._run.state
+            messages = list((state.own if task_id is None else state.task(task_id)).messages)
         return told_messages(messages)
 
     def get_performance_metrics(self) -> dict[str, dict[str, float | None]]:
@@ -242,11 +245,11 @@ class ProgressTracker:
             utilization is what was passed, or else what NVML says now.
         """
         self._sample_memory()
-        with self._lock:
+        with self._run.lock:
             steps = StepTimes()
-            for times in self._state.history_of_this_run().values():
+            for times in self._run.state.history_of_this_run().values():
                 steps.merge(times)
-            told = self._measures.told()
+            told = self._run.measures.told()
         if told["gpu_utilization"]["mean"] is None:
             utilization = gpu_utilization()
             told["gpu_utilization"] = {"mean": utilization, "max": utilization}
@@ -261,8 +264,8 @@ class ProgressTracker:
 
         The tracker's own steps are under "". Plain JSON, for `ProgressTracker(history=...)` of a later run.
         """
-        with self._lock:
-            return told_history(self._state.history())
+        with self._run.lock:
+            return told_history(self._run.state.history())
 
     def save_checkpoint(self, path: str | Path | None = None) -> str:
         """Write everything to a file.
@@ -280,7 +283,7 @@ class ProgressTracker:
         """
         if path is None and self._folder is None:
             raise ValidationError("path must be given, since the tracker was made without checkpoint_dir")
-        saved = self._saved()
+        saved = self._run.save()
         if path is None:
             assert self._folder is not None
             return str(add_checkpoint(self._folder, saved))
@@ -294,17 +297,9 @@ class ProgressTracker:
             FileNotFoundError: There is no such file.
             CheckpointError: The file is torn, altered or of another version; nothing was changed.
         """
-        saved = read_checkpoint(Path(path).expanduser())
-        try:
-            state = ProgressState.restore(saved["state"])
-            measures = PerformanceFigures(saved["measures"])
-            elapsed, has_begun = float(saved["state"]["now"]), bool(saved["begun"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} is not a progress checkpoint: {error!r}") from error
-        with self._lock:
-            self._state, self._measures = state, measures
-            self._origin, self._before, self._has_begun = self._clock(), elapsed, has_begun
-            self._memory_due = 0.0
+        path = Path(path).expanduser()
+        self._run.restore(read_checkpoint(path), path)
+        self._memory_due = 0.0
 
     def load_latest(self) -> str | None:
         """Become what the newest valid checkpoint in the tracker's folder holds; bad ones are passed over with a warning.
@@ -342,37 +337,31 @@ class ProgressTracker:
             ValidationError: An argument cannot be used, or the tracker publishes already.
             DatabaseError: The database cannot be used. Later failures are logged and tried again.
         """
-        if self._publication is not None:
-            raise ValidationError(f"job_id: the tracker publishes already, for job {self._publication.job_id}")
-        self._publication = Publication(job_id, attempt, database)
-        try:
-            self._publish_now()
-        except BaseException:
-            self._publication.close()
-            self._publication = None
-            raise
-        with self._lock:
-            self._writers.append(DelayedWriter("progress-publishing", self._publish_now, _PUBLISH_INTERVAL_S))
+        if self._run.publication is not None:
+            raise ValidationError(f"job_id: the tracker publishes already, for job {self._run.publication.job_id}")
+        self._run.publish(Publication(job_id, attempt, database))
 
     @staticmethod
-    def attach(job_id: str, database: Database | None = None) -> SharedProgress:
+    def attach(job_id: str, database: Database | None = None, clock: Callable[[], float] = time.time) -> SharedProgress:
         """Read in any process what the tracker of a job publishes.
+
+        Args:
+            job_id: The job's public id.
+            database: Where to read; None opens the one of the settings, which `close` of the answer closes.
+            clock: Seconds since 1970. By it the run is stalled when no news come.
 
         Raises:
             ValidationError: The id is no id.
             DatabaseError: The database cannot be opened.
         """
-        return SharedProgress(job_id, database)
+        return SharedProgress(job_id, database, clock)
 
     def close(self) -> None:
-        """Write what is not yet written, end the threads and stop the time; what cannot be written is logged."""
-        with self._lock:
-            self._ended = self._elapsed()
-            writers, self._writers = self._writers, []
-        for writer in writers:
-            writer.close()
-        if self._publication is not None:
-            self._publication.close()
+        """Write what is not yet written, end the threads and stop the time; what cannot be written is logged.
+
+        Without it this is done when the interpreter ends, and soon after the tracker was dropped.
+        """
+        self._run.close()
 
     def __enter__(self) -> Self:
         return self
@@ -382,41 +371,25 @@ class ProgressTracker:
     ) -> None:
         self.close()
 
-    def _elapsed(self) -> float:
-        if self._ended is not None:
-            return self._ended
-        return self._before + (self._clock() - self._origin)
-
-    def _begin(self) -> float:
-        """Note that something happens; the time of it."""
-        if not self._has_begun:
-            self._has_begun, self._origin = True, self._clock()
-        return self._elapsed()
-
     def _advance(self, task: Task, steps: int, message: str | None) -> str | None:
-        now = self._elapsed()
-        warning = self._state.advance(task, steps, message, now, time.time())
-        self._note_change()
-        self._announce(message)
+        run = self._run
+        now = run.elapsed()
+        warning = run.state.advance(task, steps, message, now, time.time)
+        run.note_change()
+        if self._announcements is not None:
+            self._announcements.add(run.state.percent(), message)
         if now >= self._memory_due:
             self._memory_due, self._memory_is_due = now + _MEMORY_INTERVAL_S, True
         return warning
 
     def _end_task(self, task_id: str, how: Literal["completed", "failed"], message: str | None) -> None:
-        with self._turn, self._lock:
-            task = self._state.task(task_id)
-            warning = self._state.end(task, how, message, self._elapsed(), time.time())
-            self._note_change()
-            self._announce(message)
+        run = self._run
+        with run.turn, run.lock:
+            warning = run.state.end(run.state.task(task_id), how, message, run.elapsed(), time.time())
+            run.note_change()
+            if self._announcements is not None:
+                self._announcements.add(run.state.percent(), message)
         self._finish_update(warning)
-
-    def _note_change(self) -> None:
-        for writer in self._writers:
-            writer.changed()
-
-    def _announce(self, message: str | None) -> None:
-        if self._announcements is not None:
-            self._announcements.add(self._state.percent(), message)
 
     def _finish_update(self, warning: str | None) -> None:
         """What an update brings about outside of the lock."""
@@ -431,44 +404,15 @@ class ProgressTracker:
         self._memory_is_due = False
         memory = resident_memory()
         if memory is not None:
-            with self._lock:
-                self._measures.add({"memory_usage": memory})
-
-    def _saved(self) -> dict[str, Any]:
-        with self._lock:
-            state, measures = self._state.save(self._elapsed()), self._measures.save()
-            return {"state": state, "begun": self._has_begun, "measures": measures}
-
-    def _write_checkpoint(self) -> None:
-        assert self._folder is not None
-        add_checkpoint(self._folder, self._saved())
-        self._set_gauge()
-
-    def _publish_now(self) -> None:
-        publication = self._publication
-        if publication is None:
-            return
-        with self._lock:
-            now = self._elapsed()
-            figures = self._state.figures(now)
-            tasks = {task_id: told_task(task, now, PUBLISHED_MESSAGES) for task_id, task in self._state.tasks.items()}
-            messages = list(self._state.own.messages)[-PUBLISHED_MESSAGES:]
-            elapsed = now if self._has_begun else 0.0
-        for told in tasks.values():
-            told["messages"] = told_messages(told["messages"])
-        progress = told_progress(figures, elapsed)
-        publication.tell({"progress": progress, "tasks": tasks, "messages": told_messages(messages)})
-        self._set_gauge()
-
-    def _set_gauge(self) -> None:
-        with self._lock:
-            percent = self._state.percent()
-        get_metrics_collector().set_gauge("rayzyme_progress_percent", percent)
+            with self._run.lock:
+                self._run.measures.add({"memory_usage": memory})
 
 
-def _checked_steps(steps: Any) -> int:
-    # Nearly all are plain ints, and this is asked with every update.
-    return steps if type(steps) is int and steps >= 0 else whole_number("steps", steps, at_least=0)
+def _checked_total(total_steps: Any) -> int:
+    steps: int = whole_number("total_steps", total_steps, at_least=0)
+    if steps > MOST_STEPS:
+        raise ValidationError(f"total_steps must be at most {MOST_STEPS}; count in larger steps")
+    return steps
 
 
 def _checked_message(message: Any) -> str | None:

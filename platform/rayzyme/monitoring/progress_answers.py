@@ -7,7 +7,8 @@ from typing import Any
 
 from rayzyme.errors import ValidationError
 from rayzyme.monitoring.eta import StepTimes, known_times
-from rayzyme.monitoring.progress_state import LAST_MESSAGES, Figures, Task
+from rayzyme.monitoring.progress_figures import Figures
+from rayzyme.monitoring.progress_task import LAST_MESSAGES, Task
 
 
 def told_progress(figures: Figures, elapsed: float) -> dict[str, Any]:

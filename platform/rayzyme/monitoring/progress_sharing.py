@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rayzyme.checks import short_text, whole_number
 from rayzyme.errors import NotFound, ValidationError
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PUBLISHED_MESSAGES = 100
+PUBLISH_INTERVAL_S: Final = 1.0
+"""Time between two news of one job, at least."""
+
+PUBLISHED_MESSAGES: Final = 100
 """How many of a task's messages, and of the tracker's own, other processes see."""
 
 _LONGEST_JOB_ID = 64
+_NEWS_LATE_AFTER_S = 3 * PUBLISH_INTERVAL_S  # a change waits for one of them, then for the database
 
 
 class Publication:
@@ -37,7 +42,7 @@ class Publication:
         self.job_id = _checked_job_id(job_id)
         self._attempt = whole_number("attempt", attempt, at_least=1)
         self._database, is_own = _opened(database)
-        self.close: Callable[[], object] = weakref.finalize(self, self._database.close) if is_own else _nothing
+        self.close = _closing(self, self._database) if is_own else _nothing
         self._is_outdated = False
 
     def tell(self, snapshot: dict[str, Any]) -> None:
@@ -67,15 +72,18 @@ class Publication:
 class SharedProgress:
     """The progress of a job as its tracker last published it, read anew with every call.
 
-    Messages are the last 100 of each task; the figures are those that the tracker itself would have given then.
+    Messages are the last 100 of each task. The figures are those that the tracker itself would give now, had it heard of
+    nothing since: time goes on while the run is not finished, and it is stalled when its news stay away, whether or not
+    anybody lives who could say so.
     """
 
-    def __init__(self, job_id: str, database: Database | None = None) -> None:
+    def __init__(self, job_id: str, database: Database | None = None, clock: Callable[[], float] = time.time) -> None:
         """Open nothing but the database.
 
         Args:
             job_id: The job's public id.
             database: Where to read; None opens the one of the settings, which `close` closes.
+            clock: Seconds since 1970; it must agree with the clocks of the machines that publish.
 
         Raises:
             ValidationError: The id is no id.
@@ -83,7 +91,8 @@ class SharedProgress:
         """
         self._job_id = _checked_job_id(job_id)
         self._database, is_own = _opened(database)
-        self._close: Callable[[], object] = weakref.finalize(self, self._database.close) if is_own else _nothing
+        self._close = _closing(self, self._database) if is_own else _nothing
+        self._clock = clock
 
     def get_progress(self) -> dict[str, Any]:
         """As `ProgressTracker.get_progress`.
@@ -92,7 +101,13 @@ class SharedProgress:
             NotFound: Nothing was published for the job.
             DatabaseError: The database cannot be used now.
         """
-        progress: dict[str, Any] = self._read()["progress"]
+        snapshot, age = self._read()
+        progress: dict[str, Any] = snapshot["progress"]
+        if snapshot["goes_on"] and progress["raw_percent"] < 100.0:
+            progress["elapsed_time"] += age
+        longest = snapshot["stalled_after"]
+        if longest is not None and age > _NEWS_LATE_AFTER_S and snapshot["silence"] + age > longest:
+            progress |= {"stalled": True, "estimated_remaining": None, "eta_low": None, "eta_high": None}
         return progress
 
     def get_task_progress(self, task_id: str) -> dict[str, Any]:
@@ -103,10 +118,13 @@ class SharedProgress:
             NotFound: Nothing was published for the job.
             DatabaseError: The database cannot be used now.
         """
-        tasks: dict[str, dict[str, Any]] = self._read()["tasks"]
-        if task_id not in tasks:
+        snapshot, age = self._read()
+        task: dict[str, Any] | None = snapshot["tasks"].get(task_id)
+        if task is None:
             raise KeyError(f"task_id {task_id!r} is not the id of a started task")
-        return tasks[task_id]
+        if snapshot["goes_on"] and task["status"] == "running":
+            task["elapsed_time"] += age
+        return task
 
     def get_messages(self, task_id: str | None = None) -> list[dict[str, Any]]:
         """As `ProgressTracker.get_messages`.
@@ -117,7 +135,7 @@ class SharedProgress:
             DatabaseError: The database cannot be used now.
         """
         if task_id is None:
-            messages: list[dict[str, Any]] = self._read()["messages"]
+            messages: list[dict[str, Any]] = self._read()[0]["messages"]
             return messages
         found: list[dict[str, Any]] = self.get_task_progress(task_id)["messages"]
         return found
@@ -134,19 +152,19 @@ class SharedProgress:
     ) -> None:
         self.close()
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> tuple[dict[str, Any], float]:
+        """What was last published, and how many seconds ago."""
         from sqlalchemy import select
 
         from rayzyme.database.tables import Progress
 
         with self._database.read() as connection:
-            snapshot = connection.execute(
-                select(Progress.snapshot).where(Progress.job_id == self._job_id)
-            ).scalar_one_or_none()
-        if snapshot is None:
+            row = connection.execute(
+                select(Progress.snapshot, Progress.updated_at).where(Progress.job_id == self._job_id)
+            ).one_or_none()
+        if row is None:
             raise NotFound(f"job {self._job_id} has published no progress; check the id, or wait until it has begun")
-        found: dict[str, Any] = snapshot
-        return found
+        return row.snapshot, max(0.0, self._clock() - row.updated_at.timestamp())
 
 
 def _checked_job_id(job_id: Any) -> str:
@@ -162,6 +180,13 @@ def _opened(database: Database | None) -> tuple[Database, bool]:
     from rayzyme.database import open_database
 
     return open_database(), True
+
+
+def _closing(user: object, database: Database) -> Callable[[], object]:
+    """How to close a database of one's own; it is closed with its user at the latest."""
+    close = weakref.finalize(user, database.close)
+    close.atexit = False  # the last news may not be written by then
+    return close
 
 
 def _nothing() -> None:

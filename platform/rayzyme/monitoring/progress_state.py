@@ -1,143 +1,26 @@
 """The deciding part of progress tracking: a tree of tasks, how far each is, and what is left. It knows no clock.
 
-Fractions are whole numbers of 2^-60 inside, so that sums are exact in whatever order updates arrive, and an update costs
-one step per level of the tree. Times are seconds since the tracker began; `wall` is the time of day in seconds (POSIX).
+An update costs one step per level of the tree. Times are seconds since the tracker began; `wall` is the time of day in
+seconds (POSIX).
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 from rayzyme.errors import ValidationError
-from rayzyme.monitoring.eta import KnownPart, Remaining, Spread, StepTimes, remaining_time, remaining_time_from
+from rayzyme.monitoring.eta import KnownPart, StepTimes
+from rayzyme.monitoring.progress_figures import ENOUGH_UPDATES, Figures, Gain
+from rayzyme.monitoring.progress_task import MOST_STEPS, WHOLE, Task, as_percent
+from rayzyme.monitoring.saved_values import read_count, read_number, read_text
 
-TaskStatus = Literal["running", "completed", "failed"]
-
-WHOLE: Final = 1 << 60
-LAST_MESSAGES: Final = 1000
 LAST_UPDATES: Final = 100
-STALLED_AFTER: Final = 10
-"""Silence, in mean times between updates, after which nobody can say when the rest will be done."""
+_MOST_UNSETTLED: Final = 256
 
-_SHORTEST_STALL_S: Final = 0.1  # a burst of quick updates is no promise that the next follows as quickly
-_ENOUGH_UPDATES: Final = 10  # until then earlier runs say more
 _NO_TASK: Final = ""  # the tracker's own steps, in histories and saved states
-
-
-@dataclass(slots=True)
-class Task:
-    """A task, or the tracker's own steps.
-
-    Attributes:
-        weight: Its part of the whole beside the other top-level tasks, in 2^-64.
-        children_done: Sum of its children's `done`.
-        done: Its fraction, in 2^-60.
-        updated: When its own steps were last updated.
-        ended: When it was completed or failed.
-        completion_time: The same as time of day.
-        closed: How it was declared to have ended.
-        warned: What its caller was already warned about.
-    """
-
-    id: str
-    name: str
-    total: int
-    parent: Task | None
-    weight: int
-    started: float
-    current: int = 0
-    children: list[str] = field(default_factory=list)
-    children_done: int = 0
-    done: int = 0
-    updated: float = 0.0
-    ended: float | None = None
-    completion_time: float | None = None
-    closed: Literal["completed", "failed"] | None = None
-    messages: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=LAST_MESSAGES))
-    times: StepTimes = field(default_factory=StepTimes)
-    warned: set[str] = field(default_factory=set)
-
-    @property
-    def status(self) -> TaskStatus:
-        """A task whose fraction is 1 is completed, declared or not."""
-        return self.closed or ("completed" if self.done == WHOLE else "running")
-
-    @property
-    def percent(self) -> float:
-        """The fraction in percent, 2 decimals."""
-        return _percent(self.done)
-
-    def measure(self) -> int:
-        """The fraction that steps and children amount to."""
-        if self.closed == "completed":
-            return WHOLE
-        if not self.children:
-            return self.current * WHOLE // self.total if self.total else 0
-        best = max(self.current * WHOLE, self.children_done)
-        return min(WHOLE, best // max(self.total, len(self.children)))
-
-    def warn_once(self, warning: str) -> str | None:
-        """The warning, unless it was given before."""
-        if warning in self.warned:
-            return None
-        self.warned.add(warning)
-        return warning
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """All that an answer is made of, taken at one moment.
-
-    Attributes:
-        percent: 0 to 100, never lower than before.
-        raw_percent: The same without that promise.
-        overall: The same from 0 to 1, not rounded.
-        window: Share of the whole and seconds of the last updates.
-        spread: Deviation in s of the time for the whole, as neighbouring updates add up.
-        silence: Seconds since the last update.
-        known_parts: What earlier runs say about the running tasks.
-    """
-
-    current_step: int
-    total_steps: int
-    percent: float
-    raw_percent: float
-    overall: float
-    active_tasks: int
-    task_progress: dict[str, float]
-    message: str | None
-    window: list[tuple[float, float]]
-    spread: float
-    silence: float
-    known_parts: list[KnownPart]
-
-    def is_stalled(self) -> bool:
-        """Whether updates stopped: nothing for ten times the mean time between the last ones."""
-        if not self.window or self.overall == 1.0:
-            return False
-        between = sum(seconds for _share, seconds in self.window) / len(self.window)
-        return self.silence > max(STALLED_AFTER * between, _SHORTEST_STALL_S)
-
-    def remaining(self) -> Remaining | None:
-        """Time that the rest takes; None before data and while stalled."""
-        rest = 1.0 - self.overall
-        if rest == 0.0:
-            return Remaining(0.0, 0.0, 0.0)
-        if self.is_stalled():
-            return None
-        if len(self.window) < _ENOUGH_UPDATES:
-            known = remaining_time_from(self.known_parts, rest)
-            if known is not None:
-                return known
-        if not self.window:
-            return None
-        times = StepTimes()
-        for share, seconds in self.window:
-            times.add(share, seconds)
-        return remaining_time(rest, times, self.spread)
 
 
 class ProgressState:
@@ -158,8 +41,8 @@ class ProgressState:
         self._weights = 0
         self._weighted_done = 0
         self._overall = 0
-        self._window: deque[tuple[float, float]] = deque(maxlen=LAST_UPDATES)
-        self._spread = Spread()
+        self._unsettled: list[tuple[Task, int, float]] = []
+        self._gains: deque[Gain] = deque(maxlen=LAST_UPDATES)
         self._progressed = 0.0
         self._heard = 0.0
 
@@ -173,9 +56,11 @@ class ProgressState:
         if task_id in self.tasks:
             raise ValidationError(f"task_id {task_id!r} was started before; every task needs an id of its own")
         parent = None if parent_id is None else self.task(parent_id, "parent_task")
+        self.settle()
         task = Task(task_id, name, total, parent, max(1, int(weight * (1 << 64))), now, updated=now)
         before = self._overall
         self._percent = self.percent()
+        self._heard = now
         self.tasks[task_id] = task
         if parent is None:
             self._weights += task.weight
@@ -184,15 +69,14 @@ class ProgressState:
             self._bubble(parent, now, 0.0)
         if len(self.tasks) == 1:
             # The tracker's own steps no longer count.
-            self._window.clear()
-            self._spread = Spread()
+            self._gains.clear()
             self._progressed = now
         self._overall = self._measure()
         if before > self._overall > 0:
             # The whole has grown: the same work is a smaller share of it.
             shrunk = self._overall / before
-            self._window = deque(((share * shrunk, seconds) for share, seconds in self._window), LAST_UPDATES)
-            self._spread.change_unit(shrunk)
+            smaller = (Gain(gain.share * shrunk, gain.seconds, gain.steps) for gain in self._gains)
+            self._gains = deque(smaller, LAST_UPDATES)
 
     def task(self, task_id: str, argument: str = "task_id") -> Task:
         """The task of an id.
@@ -205,26 +89,27 @@ class ProgressState:
         except (KeyError, TypeError):
             raise KeyError(f"{argument} {task_id!r} is not the id of a started task") from None
 
-    def advance(self, task: Task, steps: int, message: str | None, now: float, wall: float) -> str | None:
+    def advance(self, task: Task, steps: int, message: str | None, now: float, wall: Callable[[], float]) -> str | None:
         """Add steps, up to the task's total."""
-        if task.closed is not None:
-            return task.warn_once(f"task {task.id!r} is {task.closed}; updates after that are ignored")
+        if task.closed is not None or (task.given == task.total and task.done == WHOLE):
+            return task.warn_once(f"{task.id or task.name!r} is {task.status}; updates after that are ignored")
         warning = None
         self._heard = now
-        done = task.total - task.current
-        if steps <= done:
-            done = steps
-        else:
+        left = task.total - task.given
+        if steps > left:
+            steps = left
             warning = task.warn_once(
                 f"{task.id or task.name!r} has only {task.total} steps; what goes beyond is not counted"
             )
-        if done:
-            task.current += done
-            task.times.add(done, now - task.updated)
-            task.updated = now
-            self._note_gain(task, now, wall)
+        if steps:
+            task.given += steps
+            self._unsettled.append((task, steps, now))
+            if steps == left:
+                self.settle(wall())
+            elif len(self._unsettled) == _MOST_UNSETTLED:
+                self.settle()
         if message is not None:
-            self._say(task, message, wall)
+            self._say(task, message, wall())
         return warning
 
     def end(
@@ -233,20 +118,37 @@ class ProgressState:
         """Declare a task completed, whatever its steps, or failed."""
         if task.closed is not None:
             return task.warn_once(f"task {task.id!r} is {task.closed} already and stays so")
+        self.settle()
         task.closed = how
         self._heard = now
         if how == "completed":
-            task.current = task.total
+            task.current = task.given = task.total
         if task.ended is None:
             task.ended, task.completion_time = now, wall
-        self._note_gain(task, now, wall)
+        self._note_gain(task, 1, now, wall)
         if message is not None:
             self._say(task, message, wall)
         return None
 
+    def settle(self, wall: float | None = None) -> None:
+        """Work out what the updates so far amount to; to be called before anything is read.
+
+        They wait for this in order to cost next to nothing themselves.
+
+        Args:
+            wall: When the last of them was, where it may complete a task.
+        """
+        for task, steps, now in self._unsettled:
+            task.current += steps
+            task.times.add(steps, now - task.updated)
+            task.updated = now
+            self._note_gain(task, steps, now, wall)
+        self._unsettled.clear()
+
     def percent(self) -> float:
         """Percent of the whole, 2 decimals; never falls, though the whole may grow."""
-        return max(self._percent, _percent(self._overall))
+        self.settle()
+        return max(self._percent, as_percent(self._overall))
 
     def figures(self, now: float) -> Figures:
         """What an answer is made of, as it stands."""
@@ -255,15 +157,14 @@ class ProgressState:
             current_step=self.own.current,
             total_steps=self.own.total,
             percent=self._percent,
-            raw_percent=_percent(self._overall),
+            raw_percent=as_percent(self._overall),
             overall=self._overall / WHOLE,
             active_tasks=sum(task.status == "running" for task in self.tasks.values()),
             task_progress={task_id: task.done / WHOLE for task_id, task in self.tasks.items()},
             message=self.message,
-            window=list(self._window),
-            spread=self._spread.deviation,
+            gains=list(self._gains),
             silence=now - self._heard,
-            known_parts=self._known_parts() if len(self._window) < _ENOUGH_UPDATES and self._history else [],
+            known_parts=self._known_parts() if len(self._gains) < ENOUGH_UPDATES and self._history else [],
         )
 
     def history(self) -> dict[str, StepTimes]:
@@ -275,6 +176,7 @@ class ProgressState:
 
     def history_of_this_run(self) -> dict[str, StepTimes]:
         """The same of this run alone."""
+        self.settle()
         observed: dict[str, StepTimes] = {}
         for name, times in [(_NO_TASK, self.own.times), *((task.name, task.times) for task in self.tasks.values())]:
             if times.updates:
@@ -285,20 +187,18 @@ class ProgressState:
         task.messages.append((wall, message))
         self.message = message
 
-    def _note_gain(self, task: Task, now: float, wall: float) -> None:
+    def _note_gain(self, task: Task, steps: int, now: float, wall: float | None) -> None:
         self._bubble(task, now, wall)
         overall = self._measure()
         if overall > self._overall:
-            share, seconds = (overall - self._overall) / WHOLE, now - self._progressed
-            self._window.append((share, seconds))
-            self._spread.add(share, seconds)
+            self._gains.append(Gain((overall - self._overall) / WHOLE, now - self._progressed, steps))
             self._progressed = now
         self._overall = overall
 
     def _measure(self) -> int:
         return self._weighted_done // self._weights if self._weights else self.own.done
 
-    def _bubble(self, task: Task | None, now: float, wall: float) -> None:
+    def _bubble(self, task: Task | None, now: float, wall: float | None) -> None:
         """Take a task's change up to the top."""
         while task is not None:
             done = task.measure()
@@ -331,29 +231,30 @@ class ProgressState:
             share /= max(task.total, len(task.children))
         return share if task is self.own else share * task.weight / self._weights
 
-    def save(self, now: float) -> dict[str, Any]:
+    def save(self) -> dict[str, Any]:
         """The state as JSON."""
+        self.settle()
         return {
-            "own": _saved(self.own),
-            "tasks": [_saved(task) for task in self.tasks.values()],
+            "own": self.own.save(),
+            "tasks": [task.save() for task in self.tasks.values()],
             "message": self.message,
             "history": {name: times.save() for name, times in self._history.items()},
             "percent": self.percent(),
-            "window": list(self._window),
-            "spread": self._spread.save(),
+            "gains": list(self._gains),
             "progressed": self._progressed,
             "heard": self._heard,
-            "now": now,
         }
 
     @classmethod
     def restore(cls, saved: Mapping[str, Any]) -> ProgressState:
-        """The state that `save` gave; parts that are not there are KeyErrors, TypeErrors or ValueErrors."""
+        """The state that `save` gave; anything else is an AttributeError, KeyError, TypeError or ValueError."""
         state = cls(0, {name: StepTimes.restore(times) for name, times in saved["history"].items()})
-        state.own = _restored(saved["own"], None)
+        state.own = Task.restore(saved["own"], None)
         for described in saved["tasks"]:
             parent = None if described["parent"] is None else state.tasks[described["parent"]]
-            task = _restored(described, parent)
+            task = Task.restore(described, parent)
+            if task.id in state.tasks or task.weight < 1:
+                raise ValueError(f"task {task.id!r} was saved twice, or without a weight")
             state.tasks[task.id] = task
             if parent is None:
                 state._weights += task.weight
@@ -366,30 +267,11 @@ class ProgressState:
                 task.parent.children_done += task.done
             elif task is not state.own:
                 state._weighted_done += task.done * task.weight
-        state.message = saved["message"]
-        state._percent, state._progressed, state._heard = saved["percent"], saved["progressed"], saved["heard"]
-        state._window.extend((share, seconds) for share, seconds in saved["window"])
-        state._spread = Spread.restore(saved["spread"])
+        state.message = None if saved["message"] is None else read_text(saved["message"])
+        state._percent = read_number(saved["percent"], 0.0, 100.0)
+        state._progressed, state._heard = read_number(saved["progressed"]), read_number(saved["heard"])
+        for share, seconds, steps in saved["gains"]:
+            share = read_number(share, at_least=math.ulp(0.0))
+            state._gains.append(Gain(share, read_number(seconds), read_count(steps, 1, MOST_STEPS)))
         state._overall = state._measure()
         return state
-
-
-def _percent(done: int) -> float:
-    return round(100 * done / WHOLE, 2)
-
-
-_PLAIN: Final = ("id", "name", "total", "weight", "started", "current", "updated", "ended", "completion_time", "closed")
-
-
-def _saved(task: Task) -> dict[str, Any]:
-    plain = {name: getattr(task, name) for name in _PLAIN}
-    parent = None if task.parent is None else task.parent.id
-    messages, warned = list(task.messages), sorted(task.warned)
-    return plain | {"parent": parent, "messages": messages, "warned": warned, "times": task.times.save()}
-
-
-def _restored(saved: Mapping[str, Any], parent: Task | None) -> Task:
-    task = Task(parent=parent, **{name: saved[name] for name in _PLAIN})
-    task.messages.extend((wall, message) for wall, message in saved["messages"])
-    task.times, task.warned = StepTimes.restore(saved["times"]), set(saved["warned"])
-    return task

@@ -81,10 +81,13 @@ def folder_path(name: str, value: Any) -> Path:
     return path
 
 
-def _number(name: str, value: Any) -> Any:
+def _number(name: str, value: Any) -> float:
     if not (_is_int(value) or isinstance(value, float)):
         raise ValidationError(f"{name} must be a number, not {value!r}")
-    return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValidationError(f"{name} must be a number below 1e308, not one of {value.bit_length()} bits") from None
 
 
 def _is_int(value: Any) -> bool:

@@ -66,17 +66,6 @@ else:
     kept = main()
 """
 
-FORKING = """
-import os, sys
-from rayzyme.monitoring.progress import ProgressTracker
-tracker = ProgressTracker(checkpoint_dir=sys.argv[1])
-tracker.update(41)
-child = os.fork()
-if child:
-    os.waitpid(child, 0)
-    print(os.listdir(sys.argv[1]))
-"""
-
 
 def busy_tracker(**arguments: Any) -> ProgressTracker:
     """A tracker in the middle of everything."""
@@ -224,13 +213,6 @@ def test_what_is_pending_is_written_when_the_interpreter_ends(tmp_path: Path, ho
     fresh = ProgressTracker(checkpoint_dir=tmp_path)
     assert fresh.load_latest() is not None
     assert fresh.get_progress()["percent"] == 41.0
-    assert len(files_in(tmp_path)) == 1
-
-
-def test_a_forked_child_writes_nothing_of_its_parent(tmp_path: Path) -> None:
-    """C47"""
-    found = subprocess.run([sys.executable, "-c", FORKING, tmp_path], capture_output=True, text=True, check=True)
-    assert found.stdout == "[]\n"
     assert len(files_in(tmp_path)) == 1
 
 

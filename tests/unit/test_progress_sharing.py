@@ -49,6 +49,21 @@ else:
     kept = main()
 """
 
+FORKING = """
+import os, sys, time
+from rayzyme.database import open_database
+from rayzyme.monitoring.progress import ProgressTracker
+url = sys.argv[1]
+tracker = ProgressTracker()
+tracker.start()
+tracker.publish("job_1", database=open_database(url))
+child = os.fork()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    shared = ProgressTracker.attach("job_1", open_database(url), clock=lambda: time.time() + 1000)
+    print(shared.get_progress()["elapsed_time"] > 900)
+"""
+
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
@@ -112,6 +127,12 @@ def test_the_last_news_are_told_when_the_interpreter_ends(
     first, second = shared.get_progress(), shared.get_progress()
     assert first["percent"] == 100.0
     assert first["elapsed_time"] == second["elapsed_time"] < 100.0
+
+
+def test_the_end_of_a_forked_child_is_not_the_end_of_the_run(database: Database, database_url: str) -> None:
+    """C50"""
+    seen = subprocess.run([sys.executable, "-c", FORKING, database_url], capture_output=True, text=True, check=True)
+    assert seen.stdout == "True\n"
 
 
 def test_the_last_news_are_told_when_the_tracker_is_dropped(database: Database) -> None:

@@ -22,7 +22,7 @@ lint: install ## Style, types on the ground floor, direction of imports
 	$(BIN)/lint-imports --no-logo
 
 bench: install ## Measure against peers; results go to benchmarks/results/
-	$(BIN)/python -m benchmarks
+	env -u PYTHONSAFEPATH $(BIN)/python -m benchmarks $(SUITES)
 
 serve: install ## Serve the HTTP endpoint on loopback
 	$(BIN)/python -m rayzyme_serve $(PORT)

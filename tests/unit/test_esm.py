@@ -147,26 +147,28 @@ def test_a_batch_gives_the_features_of_each_alone_in_the_order_given(directory: 
         np.testing.assert_allclose(features, alone.encode([sequence])[0], atol=1e-5)
 
 
-def test_a_sequence_that_comes_again_is_not_computed_again(directory: Path) -> None:
+def test_a_sequence_that_comes_again_is_not_computed_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = ResidueEncoder.load(directory)
     first, again = encoder.encode([HBA, HBA])
+    monkeypatch.setattr(ResidueEncoder, "_run", lambda *_: pytest.fail("computed again"))
     (later,) = encoder.encode([HBA])
 
     assert first is again
-    assert first is later
+    np.testing.assert_array_equal(later, first)
     assert not first.flags.writeable
+    assert not later.flags.writeable
 
 
-def test_the_cache_forgets_the_longest_unused_beyond_its_bytes(directory: Path) -> None:
-    a, b, c = "MVLS", "AVLS", "CVLS"
-    features, overhead = 4 * WIDTH * 4, 128
-    encoder = ResidueEncoder.load(directory, cache_bytes=2 * (features + overhead))
-    (kept,), (forgotten,) = encoder.encode([a]), encoder.encode([b])
-    encoder.encode([a])
-    encoder.encode([c])
+def test_what_memory_has_no_room_for_comes_from_disk(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sequences = ["MVLS", "AVLS", "CVLS"]
+    encoder = ResidueEncoder.load(directory, cache_bytes=4 * WIDTH * 4 + 128)
+    computed = [encoder.encode([sequence])[0] for sequence in sequences]
+    monkeypatch.setattr(ResidueEncoder, "_run", lambda *_: pytest.fail("computed again"))
 
-    assert encoder.encode([a])[0] is kept
-    assert encoder.encode([b])[0] is not forgotten
+    for sequence, features in zip(sequences, computed, strict=True):
+        np.testing.assert_array_equal(encoder.encode([sequence])[0], features)
+    assert encoder._cache is not None
+    assert encoder._cache.get_stats()["l1_memory"]["entries"] == 1
 
 
 def test_features_survive_a_restart(directory: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,19 @@ import sys
 
 from benchmarks.measuring import save
 
-SUITES = ("search", "lanes", "encoders", "start", "data", "states", "progress", "cache")
+SUITES = (
+    "search",
+    "lanes",
+    "encoders",
+    "start",
+    "data",
+    "states",
+    "progress",
+    "cache",
+    "scheduling",
+    "store",
+    "dispatcher",
+)
 
 
 def main() -> None:

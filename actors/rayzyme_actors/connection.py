@@ -9,11 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayzyme.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from rayzyme.jobs.store import JobStore
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +70,21 @@ def connect(settings: Settings | None = None) -> dict[str, Any]:
     return {"address": context.gcs_address, "local": address is None}
 
 
+def connect_to_scheduler(settings: Settings, store: JobStore) -> dict[str, Any]:
+    """`connect`, but where no cluster is named, to the Ray on this machine that the scheduler of the database lives in."""
+    import ray
+
+    holder = None if ray.is_initialized() or names_cluster(settings) else store.role()
+    if holder is not None and holder.info.get("host") == os.uname().nodename:
+        host, _, port = str(holder.info["address"]).rpartition(":")
+        if _answers(host, int(port)):
+            ray_settings = settings.ray.model_copy(
+                update={"address": holder.info["address"], "namespace": holder.info["namespace"]}
+            )
+            return connect(settings.model_copy(update={"ray": ray_settings}))
+    return connect(settings)
+
+
 def names_cluster(settings: Settings) -> bool:
     """Whether the settings or the environment name a running cluster."""
     return _address(settings) is not None
@@ -73,6 +92,15 @@ def names_cluster(settings: Settings) -> bool:
 
 def _address(settings: Settings) -> str | None:
     return os.environ.get("RAY_ADDRESS") or settings.ray.address
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether somebody listens there; Ray itself would wait 20 s to find out."""
+    try:
+        socket.create_connection((host, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _write_once(token_file: Path) -> None:

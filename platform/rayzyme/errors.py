@@ -80,3 +80,38 @@ class MissingExtra(RayzymeError, ImportError):
 
 class WorkerLost(RayzymeError):
     """An actor died during a request and could not be brought back in time."""
+
+
+class IllegalTransition(RayzymeError):
+    """A job was to change into a state that its present one does not lead to; the message is the job's story."""
+
+
+class UnknownWord(RayzymeError, LookupError):
+    """A word of another system, such as a state of SLURM, that no table here has."""
+
+
+class IdempotencyConflict(RayzymeError):
+    """An idempotency key was used again for another request."""
+
+
+class QuotaExceeded(RayzymeError):
+    """An owner has as many jobs as the settings let them have; the message gives the figures."""
+
+
+class UnknownJob(NotFound, KeyError):
+    """No job has that id."""
+
+    # KeyError shows its message as a key, in quotes.
+    __str__ = Exception.__str__
+
+
+class TaskNotSendable(InvalidInput):
+    """A task that no other process can be given; the message names the attribute at fault."""
+
+
+class TaskTimeout(RayzymeError, TimeoutError):
+    """A task or a workflow ran for longer than it was given."""
+
+
+class MemoryLimitExceeded(RayzymeError):
+    """A task took more memory than its `memory_mb`."""

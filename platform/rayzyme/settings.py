@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
@@ -27,6 +27,8 @@ from rayzyme.errors import ValidationError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 ScreeningMode = Literal["interactive", "batched"]
+StrategyName = Literal["fifo", "lifo", "priority", "sjf", "weighted", "fair_share", "edf", "adaptive"]
+OnMissingGpu = Literal["fail", "cpu"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
@@ -40,6 +42,8 @@ def _refuse_bool(value: object) -> object:
 PositiveInt = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
 Seconds = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, allow_inf_nan=False)]
 Ratio = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=1)]
+NotNegative = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, allow_inf_nan=False)]
 
 
 _PREFIX = "RAYZYME_"
@@ -108,18 +112,72 @@ class TaskSettings(_Section):
     screening: ScreeningSettings = ScreeningSettings()
 
 
+class FairShareSettings(_Section):
+    """Attributes:
+    half_life: Seconds after which what an owner used counts half.
+    weights: Share of each owner relative to the others; those not named have 1.
+    """
+
+    half_life: Seconds = 86400.0
+    weights: dict[str, Weight] = Field(default_factory=dict)
+
+
 class SchedulerSettings(_Section):
     """Attributes:
     max_concurrent_jobs: Jobs that run at once.
     max_workers_per_job: Tasks of one job that run at once.
+    priority_strategy: Which queued job is next, as `rayzyme.jobs.strategies` defines them.
+    poll_interval: Seconds between looks for what other programs submitted; one's own submits are seen at once.
+    max_wait: A job that waited for so many seconds goes first; 0 switches that off.
+    max_bypass: How often a job that does not fit is passed over before what it needs is reserved.
+    reserve_after: Seconds after which that is done at the latest.
+    fair_share: How the strategy of that name counts.
     """
 
     max_concurrent_jobs: PositiveInt = 2
     max_workers_per_job: PositiveInt = 4
+    priority_strategy: StrategyName = "priority"
+    poll_interval: Seconds = 1.0
+    max_wait: NotNegative = 21600.0
+    max_bypass: PositiveInt = 20
+    reserve_after: Seconds = 300.0
+    fair_share: FairShareSettings = FairShareSettings()
+
+
+class Quota(_Section):
+    """What one owner may have at a time; None is without limit.
+
+    Attributes:
+        running: Jobs that run.
+        queued: Jobs that wait.
+        gpu_memory_mb: MB (2^20 bytes) of GPU memory that running jobs ask for.
+    """
+
+    running: PositiveInt | None = None
+    queued: PositiveInt | None = None
+    gpu_memory_mb: PositiveInt | None = None
+
+
+class QuotaSettings(_Section):
+    """Attributes:
+    default: For owners who are not named.
+    users: By owner; replaces the default as a whole.
+    """
+
+    default: Quota = Quota()
+    users: dict[str, Quota] = Field(default_factory=dict)
+
+
+class CancelSettings(_Section):
+    """Attributes:
+    grace: Seconds that a task has to end by itself before its processes are killed.
+    """
+
+    grace: NotNegative = 5.0
 
 
 class DatabaseSettings(_Section):
-    """Where leases, progress and the audit log are kept: a URL, or the parts of a PostgreSQL one. Neither: an SQLite file.
+    """Where jobs, leases, progress and the audit log are kept: a URL, or the parts of a PostgreSQL one. Neither: an SQLite file.
 
     Attributes:
         url: SQLAlchemy URL, `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
@@ -168,12 +226,15 @@ class GpuSettings(_Section):
     auto_allocate: Take GPUs where there are any.
     min_free_memory_mb: MB (2^20 bytes) left free on every GPU when memory is given out.
     model_memory_mb: MB that a model's host asks for on a GPU.
+    on_missing: What becomes of a task that asks for a GPU where the cluster has none: "fail" refuses it when it is submitted,
+        "cpu" runs those tasks on the CPU that can, with a warning.
     simulated_mb: Pretend to have GPUs of so many MB each, to try placements on machines without any.
     """
 
     auto_allocate: bool = True
     min_free_memory_mb: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)] = 1000
     model_memory_mb: PositiveInt = 4000
+    on_missing: OnMissingGpu = "fail"
     simulated_mb: tuple[PositiveInt, ...] = ()
 
 
@@ -240,6 +301,8 @@ class Settings(BaseSettings):
     esm: EsmSettings = EsmSettings()
     tasks: TaskSettings = TaskSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    quotas: QuotaSettings = QuotaSettings()
+    cancel: CancelSettings = CancelSettings()
     resources: ResourceSettings = ResourceSettings()
     database: DatabaseSettings = DatabaseSettings()
     leases: LeaseSettings = LeaseSettings()
@@ -378,11 +441,15 @@ def _describe(fault: Any) -> str:
 
 def _names_at(location: list[str]) -> list[str]:
     model: type[BaseModel] = Settings
+    is_own_name = False
     for part in location:
+        if is_own_name:  # such as an owner's, in a mapping of sections
+            is_own_name = False
+            continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         candidates = [annotation, *get_args(annotation)]
         inner = next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
         if inner is None:
             return []
-        model = inner
+        model, is_own_name = inner, get_origin(annotation) is dict
     return sorted(field.alias or name for name, field in model.model_fields.items())

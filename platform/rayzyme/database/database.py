@@ -15,13 +15,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlche
 from sqlalchemy.exc import DatabaseError as EngineError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from rayzyme.database.documents import to_json
 from rayzyme.errors import DatabaseError, MissingExtra
 from rayzyme.storage.disk import flush_to_disk, sole_owner
 
 if TYPE_CHECKING:
     from rayzyme.settings import Settings
 
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 """Revision of the newest migration; a test holds the two together."""
 
 _BUSY_TIMEOUT_S = 30
@@ -41,10 +42,12 @@ class Database:
     Attributes:
         engine: SQLAlchemy's engine.
         url: Where it is, the password left out.
+        schema: Where its tables are on PostgreSQL; None on SQLite.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, schema: str | None = None) -> None:
         self.engine = engine
+        self.schema = schema
         self.url = engine.url.render_as_string(hide_password=True)
 
     @contextmanager
@@ -117,23 +120,39 @@ def open_database(url: str | URL | None = None, schema: str = "rayzyme") -> Data
             version, or an older one on PostgreSQL.
         MissingExtra: It is PostgreSQL, whose driver is not installed.
     """
+    return _opened(url, schema, upgrade_server=False)
+
+
+def upgrade_database(url: str | URL | None = None, schema: str = "rayzyme") -> Database:
+    """Open the database like `open_database`, and bring an older one up to date on PostgreSQL too.
+
+    No other program may use it meanwhile; of a server's database the operator makes a copy before.
+
+    Raises:
+        DatabaseError: As for `open_database`.
+        MissingExtra: It is PostgreSQL, whose driver is not installed.
+    """
+    return _opened(url, schema, upgrade_server=True)
+
+
+def _opened(url: str | URL | None, schema: str, upgrade_server: bool) -> Database:
     if url is None:
         from rayzyme.settings import get_settings
 
         url, schema = _configured(get_settings())
     target = _parsed(url)
     try:
-        engine = _sqlite(target) if target.get_backend_name() == "sqlite" else _postgresql(target, schema)
+        is_sqlite = target.get_backend_name() == "sqlite"
+        database = Database(_sqlite(target)) if is_sqlite else Database(_postgresql(target, schema), schema)
     except (OSError, ValueError) as error:
         raise _unopened(target, error) from error
-    database = Database(engine)
     try:
-        _bring_up_to_date(database, schema)
+        _bring_up_to_date(database, upgrade_server)
     except (OSError, SQLAlchemyError, sqlite3.Error) as error:
-        engine.dispose()
+        database.close()
         raise _unopened(target, error) from error
     except BaseException:
-        engine.dispose()
+        database.close()
         raise
     return database
 
@@ -186,7 +205,7 @@ def _sqlite(target: URL) -> Engine:
     file.parent.mkdir(parents=True, exist_ok=True)
     # Made here, so that it is never readable by others, not even for a moment.
     os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-    engine = create_engine(target, connect_args={"timeout": _BUSY_TIMEOUT_S})
+    engine = create_engine(target, connect_args={"timeout": _BUSY_TIMEOUT_S}, json_serializer=to_json)
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
@@ -208,29 +227,30 @@ def _sqlite(target: URL) -> Engine:
 
 def _postgresql(target: URL, schema: str) -> Engine:
     try:
-        engine = create_engine(target, pool_pre_ping=True)
+        engine = create_engine(target, pool_pre_ping=True, json_serializer=to_json)
     except ImportError as error:
         raise MissingExtra(f"PostgreSQL needs `pip install rayzyme[postgres]`: {error}") from error
     return engine.execution_options(schema_translate_map={None: schema})
 
 
-def _bring_up_to_date(database: Database, schema: str) -> None:
-    if _version(database, schema) == SCHEMA_VERSION:
+def _bring_up_to_date(database: Database, upgrade_server: bool) -> None:
+    if schema_version(database) == SCHEMA_VERSION:
         return
     if database.is_postgresql:
         # Two programs that start at once must not both make the tables.
         with database.begin(exclusive="schema") as connection:
-            if not inspect(connection).has_schema(schema):
-                connection.execute(text(f'CREATE SCHEMA "{schema}"'))
-            found = _version_in(connection, schema)
-            if found is None:
-                _migrate(connection, schema)
-            elif found != SCHEMA_VERSION:
+            if not inspect(connection).has_schema(str(database.schema)):
+                connection.execute(text(f'CREATE SCHEMA "{database.schema}"'))
+            found = _version_in(connection, database.schema)
+            if found == SCHEMA_VERSION:
+                return
+            if found is not None and (found > SCHEMA_VERSION or not upgrade_server):
                 raise _other_version(database, found)
+            migrate(connection, database.schema, SCHEMA_VERSION)
         return
     file = Path(str(database.engine.url.database))
     with sole_owner(file):
-        found = _version(database, schema)
+        found = schema_version(database)
         if found == SCHEMA_VERSION:
             return
         if found is not None and found > SCHEMA_VERSION:
@@ -239,7 +259,7 @@ def _bring_up_to_date(database: Database, schema: str) -> None:
             if found is not None:
                 # Others may have it open; while this transaction is on, none of them writes what the copy would lack.
                 _back_up(file, file.with_name(f"{file.name}.before-{SCHEMA_VERSION}"))
-            _migrate(connection, None)
+            migrate(connection, None, SCHEMA_VERSION)
 
 
 def _back_up(file: Path, copy: Path) -> None:
@@ -261,9 +281,10 @@ def _other_version(database: Database, found: str) -> DatabaseError:
     )
 
 
-def _version(database: Database, schema: str) -> str | None:
+def schema_version(database: Database) -> str | None:
+    """The revision that it is at; None where it is empty."""
     with database.read() as connection:
-        return _version_in(connection, schema if database.is_postgresql else None)
+        return _version_in(connection, database.schema)
 
 
 def _version_in(connection: Connection, schema: str | None) -> str | None:
@@ -275,7 +296,12 @@ def _version_in(connection: Connection, schema: str | None) -> str | None:
     return None if found is None else str(found)
 
 
-def _migrate(connection: Connection, schema: str | None) -> None:
+def migrate(connection: Connection, schema: str | None, revision: str) -> None:
+    """Bring the tables to a revision, an older one included, in the transaction of `connection`.
+
+    Raises:
+        DatabaseError: No migration leads there.
+    """
     # Alembic takes a moment to load, and most processes find everything in place.
     from alembic import command
     from alembic.config import Config
@@ -284,7 +310,9 @@ def _migrate(connection: Connection, schema: str | None) -> None:
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes.update(connection=connection, schema=schema)
+    present = _version_in(connection, schema)
+    move = command.downgrade if present is not None and revision < present else command.upgrade
     try:
-        command.upgrade(config, "head")
+        move(config, revision)
     except CommandError as error:
-        raise DatabaseError(f"the database cannot be brought to schema version {SCHEMA_VERSION}: {error}") from error
+        raise DatabaseError(f"the database cannot be brought to schema version {revision}: {error}") from error

@@ -1,43 +1,51 @@
-"""The tables, as SQLAlchemy models. A change here wants a migration beside it; a test compares the two."""
+"""All tables, as SQLAlchemy models. A change here wants a migration beside it; a test compares the two.
+
+Leases, progress and the audit log are those of everybody; jobs and clusters have files of their own.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Index, Integer, String, Text, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import JSON, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
 
-# SQLite numbers rows by itself only in columns of exactly this type.
-_RowNumber = BigInteger().with_variant(Integer(), "sqlite")
+from rayzyme.database.base import Base, RowNumber, UtcTime
+from rayzyme.database.cluster_tables import Cluster, ClusterMetric, Dataset, ModelTag, Race, Submission, Token
+from rayzyme.database.job_tables import (
+    AttemptRow,
+    Batch,
+    JobItem,
+    JobRow,
+    ProcessStatus,
+    RoleRow,
+    TaskRow,
+    UsageRow,
+)
 
-
-class UtcTime(TypeDecorator[datetime]):
-    """A point in time with its zone: UTC in the database and in Python, on both engines."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To the database; a time without a zone is refused, since nobody could say what it means."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value!r} has no time zone; use datetime.now(UTC)")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """From the database; SQLite keeps no zone, and everything in it is UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class Base(DeclarativeBase):
-    """All tables of Rayzyme."""
-
-    type_annotation_map = {datetime: UtcTime(), dict[str, Any]: JSON()}  # noqa: RUF012 - SQLAlchemy reads it from the class
+__all__ = [
+    "AttemptRow",
+    "Base",
+    "Batch",
+    "Cluster",
+    "ClusterMetric",
+    "Dataset",
+    "JobEvent",
+    "JobItem",
+    "JobRow",
+    "Lease",
+    "ModelTag",
+    "ProcessStatus",
+    "Progress",
+    "Race",
+    "RoleRow",
+    "Submission",
+    "TaskRow",
+    "Token",
+    "UsageRow",
+    "UtcTime",
+]
 
 
 class Lease(Base):
@@ -48,16 +56,21 @@ class Lease(Base):
         resource: What is shared, such as `gpu:<host>:<uuid>`.
         amount: How much of it; GPU memory in MB (2^20 bytes).
         owner: Who holds it.
-        purpose: What for, such as the task's name.
+        purpose: What for, such as the task's name; for what a job holds, its public id.
         host: Machine of the holding process.
         pid: The holding process there.
         expires_at: When it lapses if it is not renewed.
     """
 
     __tablename__ = "lease"
-    __table_args__ = (Index("ix_lease_resource", "resource"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index("ix_lease_resource", "resource"),
+        Index("ix_lease_purpose", "purpose"),
+        Index("ix_lease_owner", "owner"),
+        {"sqlite_autoincrement": True},
+    )
 
-    token: Mapped[int] = mapped_column(_RowNumber, primary_key=True, autoincrement=True)
+    token: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
     resource: Mapped[str] = mapped_column(String(512))
     amount: Mapped[float]
     owner: Mapped[str] = mapped_column(String(256))
@@ -105,8 +118,8 @@ class JobEvent(Base):
     __tablename__ = "job_event"
     __table_args__ = (UniqueConstraint("subject", "seq"), {"sqlite_autoincrement": True})
 
-    id: Mapped[int] = mapped_column(_RowNumber, primary_key=True, autoincrement=True)
-    job_id: Mapped[int | None] = mapped_column(_RowNumber, index=True)
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    job_id: Mapped[int | None] = mapped_column(RowNumber, index=True)
     subject: Mapped[str] = mapped_column(String(256))
     seq: Mapped[int] = mapped_column(Integer)
     at: Mapped[datetime]

@@ -70,6 +70,31 @@ _PUBLISHED = (
         "rayzyme_lane_wait_seconds", "histogram", "seconds", ("actor", "lane"),
         "Time that a work waited in a lane (online, batch) of a model host or shard before its first step.",
     ),
+    MetricDefinition(
+        "rayzyme_jobs_submitted_total", "counter", None, (), "Jobs that were accepted; the same one again does not count."
+    ),
+    MetricDefinition("rayzyme_jobs_total", "counter", None, ("state",), "Jobs that came to an end, by their final state."),
+    MetricDefinition("rayzyme_jobs_queued", "gauge", None, (), "Jobs that wait for their start, as the scheduler sees them."),
+    MetricDefinition("rayzyme_jobs_running", "gauge", None, (), "Jobs that run, as the scheduler sees them."),
+    MetricDefinition(
+        "rayzyme_job_wait_seconds", "histogram", "seconds", (), "Time from a job's submission to the start of an attempt."
+    ),
+    MetricDefinition("rayzyme_job_run_seconds", "histogram", "seconds", (), "Time that an attempt of a job ran."),
+    MetricDefinition(
+        "rayzyme_task_seconds", "histogram", "seconds", ("state",), "Time that an attempt of a task computed, by how it ended."
+    ),
+    MetricDefinition(
+        "rayzyme_commit_seconds", "histogram", "seconds", (), "Time in which a group of state changes became durable."
+    ),
+    MetricDefinition(
+        "rayzyme_retries_total", "counter", None, ("fault",),
+        "Attempts of tasks and jobs that another follows, by whose fault that is (site, job).",
+    ),
+    MetricDefinition("rayzyme_cancellations_total", "counter", None, (), "Jobs that were cancelled, queued or running."),
+    MetricDefinition(
+        "rayzyme_late_results_total", "counter", None, (), "Results of attempts that were no longer their job's newest; refused."
+    ),
+    MetricDefinition("rayzyme_task_cache_hits_total", "counter", None, (), "Tasks whose output came from the task cache."),
 )  # fmt: skip
 
 METRICS = {metric.name: metric for metric in _PUBLISHED}

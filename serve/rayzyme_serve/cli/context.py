@@ -14,6 +14,7 @@ OutputOption = Annotated[
     OutputFormat | None,
     typer.Option("--output", "-o", help="How to print results (as before the command).", show_default=False),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="As --output json.")]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help="auto, cpu or cuda. auto takes GPUs where there are any.", show_default=False),
@@ -33,6 +34,6 @@ class Context:
     settings: Settings
     output_format: OutputFormat
 
-    def output(self, chosen: OutputFormat | None) -> Output:
-        """The printer; a format given after the command's name wins."""
-        return _OUTPUTS[chosen or self.output_format]()
+    def output(self, chosen: OutputFormat | None, as_json: bool = False) -> Output:
+        """The printer; a format given after the command's name wins, and `--json` is short for one."""
+        return _OUTPUTS[OutputFormat.JSON if as_json else chosen or self.output_format]()

@@ -13,13 +13,29 @@ import rayzyme
 from rayzyme import errors
 from rayzyme.monitoring import configure_logging
 from rayzyme.settings import load_settings, use_settings
-from rayzyme_serve.cli import checkpoints, data, evaluating, gpus, screening, sets, stats
+from rayzyme_serve.cli import (
+    checkpoints,
+    data,
+    database,
+    demo,
+    evaluating,
+    gpus,
+    jobs,
+    scheduling,
+    screening,
+    sets,
+    stats,
+)
 from rayzyme_serve.cli.context import Context
 from rayzyme_serve.cli.output import OutputFormat
 
 # Usage errors end with 2 (Typer's own), Ctrl-C with 130, anything unforeseen with 1 and its traceback.
 EXIT_CODES: dict[type[Exception], int] = {
     errors.InvalidInput: 2,
+    errors.UnknownJob: 1,
+    TimeoutError: 1,
+    errors.UnknownWord: 2,
+    errors.QuotaExceeded: 5,
     errors.NotFound: 3,
     FileNotFoundError: 3,
     errors.CheckpointError: 4,
@@ -41,14 +57,23 @@ app = typer.Typer(
     help="Find the enzymes that may catalyse a reaction.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 2 bad input or usage, 3 not found, 4 unusable checkpoint or damaged file, 5 "
+    epilog="Exit codes: 0 done, 1 a job failed or is unknown, "
+    "2 bad input or usage, 3 not found, 4 unusable checkpoint or damaged file, 5 "
     "device, memory, disk or an optional package is lacking, 6 download failed, 7 a worker, the cluster or the database was "
     "lost, 130 interrupted.",
 )
 app.command("screen")(screening.screen_command)
 app.command("evaluate")(evaluating.evaluate_command)
 app.command("gpus")(gpus.gpus_command)
+app.command("start")(scheduling.start_command)
+app.command("stop")(scheduling.stop_command)
+app.command("status")(stats.status_command)
 app.command("stats")(stats.stats_command)
+app.command("list-jobs")(jobs.list_jobs_command)
+app.command("cancel")(jobs.cancel_command)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(database.app, name="db")
+app.add_typer(demo.app, name="demo")
 app.add_typer(sets.app, name="sets")
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")

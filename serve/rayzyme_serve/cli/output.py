@@ -44,6 +44,10 @@ class Output(Protocol):
         """Print the one value that a script wants; the other formats print nothing here."""
         ...
 
+    def line(self, text: str) -> None:
+        """Print the one line that is the result for a person; the other formats print nothing here."""
+        ...
+
     def note(self, text: str) -> None:
         """Say something to a person; never mixed into results."""
         ...
@@ -68,6 +72,9 @@ class _Silent:
         return None
 
     def value(self, text: str) -> None:
+        return None
+
+    def line(self, text: str) -> None:
         return None
 
     def note(self, text: str) -> None:
@@ -110,6 +117,9 @@ class TableOutput(_Silent):
         for row in rows:
             table.add_row(*(_cell(value) for value in row))
         console.print(table, markup=False)
+
+    def line(self, text: str) -> None:
+        sys.stdout.write(f"{text}\n")
 
     def note(self, text: str) -> None:
         Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from rayzyme.chemistry import ReactionRecord, parse_reaction, read_reactions
 from rayzyme.errors import InvalidInput
-from rayzyme.screening.answer import ReactionResult, Rejection, ScreeningAnswer, write_answer
+from rayzyme.screening.answer import ReactionResult, Rejection, ScreeningAnswer
 from rayzyme.screening.filters import parse_filter, shared_levels
 from rayzyme.screening.library import REFERENCE
 from rayzyme.screening.report import write_screening_report
 from rayzyme_serve.cli.context import Context, DeviceOption, OutputOption
 from rayzyme_serve.cli.output import Output
+from rayzyme_serve.cli.running import carry_out
 
 _SHOWN_COLUMNS = ("ec", "name", "organism")
 
@@ -62,45 +64,50 @@ def screen_command(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first reaction that cannot be screened.")
     ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With a scheduler: wait for the results and print them.")
+    ] = False,
     output: OutputOption = None,
 ) -> None:
-    """Rank proteins for each reaction.
+    """Rank proteins for each reaction: with a scheduler (`rayzyme start`) as a job of its, else here and now.
 
     Example: rayzyme screen baseline --reaction "CCO.O>>CC=O" --top-k 5
     """
     own: Context = context.obj
     printer = own.output(output)
     records, rejected = _read(reactions_file, reaction or [], strict)
-    filters = parse_filter(filter_ or [])
-    if top_k is not None and top_k < 1:
-        raise InvalidInput(f"top_k must be at least 1, not {top_k}")
-    chosen = _chosen_set(own, printer, checkpoint, proteins_csv, screening_set, output_dir, device)
-    # Ray takes its time to load; mistakes in the input are told before.
-    from rayzyme_actors.screening import screen
+    if proteins_csv is not None and screening_set is not None:
+        raise InvalidInput("give --proteins-csv or --screening-set, not both")
+    from rayzyme.workflows import create_screening_workflow
 
-    with printer.progress("screening") as tick:
-        answer = screen(
-            records,
-            top_k,
-            chosen,
-            checkpoint,
-            filters or None,
-            mode=None if mode is None else mode.value,
-            device=device,
-            strict=strict,
-            progress=tick,
-            settings=own.settings,
-            release=proteins_csv is not None,
-        )
-    answer["rejected"] = [*rejected, *answer["rejected"]]
-    _print(printer, answer, show)
-    written = [*write_answer(answer, output_dir), write_screening_report(answer, output_dir / "report.html")]
-    printer.note(
-        f"{len(answer['results'])} reaction(s) screened; written to {output_dir}: {', '.join(path.name for path in written)}"
+    workflow = create_screening_workflow(
+        checkpoint,
+        records,
+        proteins_csv,
+        own.settings.tasks.screening.top_k if top_k is None else top_k,
+        output_dir,
+        device or own.settings.device,
+        own.settings.tasks.screening.mode if mode is None else mode.value,
+        build_screening_set=proteins_csv is not None,
+        screening_set=screening_set or REFERENCE,
+        filters=parse_filter(filter_ or []) or None,
+        strict=strict,
     )
-    printer.note(f"report: {written[-1].resolve()}")
-    if not answer["results"]:
-        raise typer.Exit(2)
+    job_id, result = carry_out(own, printer, workflow, f"screening-{checkpoint}", wait)
+    for rejection in rejected:
+        printer.warning(rejection["reason"])
+    if result is None:
+        printer.note(f"submitted as {job_id}; `rayzyme jobs watch {job_id}` follows it")
+        return
+    if not result.success:
+        Console(stderr=True).print(f"error: {result.error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+    answer = result.get_task_result("run_screening").output
+    _print(printer, answer, show)
+    report = write_screening_report(answer, output_dir / "report.html")
+    written = [Path(name).name for name in (*answer["files"], report)]
+    printer.note(f"{len(answer['results'])} reaction(s) screened; written to {output_dir}: {', '.join(written)}")
+    printer.note(f"report: {report.resolve()}")
 
 
 def _read(
@@ -128,24 +135,6 @@ def _read(
             "no reaction given: name a REACTIONS_FILE, or give one with --reaction 'reactants>>products'"
         )
     return records, rejected
-
-
-def _chosen_set(
-    own: Context,
-    printer: Output,
-    checkpoint: str,
-    proteins: Path | None,
-    screening_set: str | None,
-    output_dir: Path,
-    device: str | None,
-) -> str | Path:
-    if proteins is None:
-        return screening_set or REFERENCE
-    if screening_set is not None:
-        raise InvalidInput("give --proteins-csv or --screening-set, not both")
-    from rayzyme_serve.cli.sets import build
-
-    return build(own, printer, proteins, output_dir / "screening_set.arrow", checkpoint, device=device).path
 
 
 def _print(printer: Output, answer: ScreeningAnswer, show: int) -> None:

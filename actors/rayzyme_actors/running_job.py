@@ -1,0 +1,340 @@
+"""One attempt of a job, from its first task to its end.
+
+The machine `WorkflowRun` decides; here its commands are carried out and what happens is told to it. The order is what keeps the
+promises: a result is written (compare-and-set on the attempt), then its files are published, and only then does a task begin
+that may need them, or the job end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import quote
+
+import ray
+from rayzyme.jobs.store import JobStore
+
+from rayzyme.errors import RayzymeError
+from rayzyme.jobs.changes import Change, TaskChange
+from rayzyme.jobs.states import JobState
+from rayzyme.monitoring import get_metrics_collector
+from rayzyme.settings import Settings
+from rayzyme.workflows.execution import Assignment
+from rayzyme.workflows.outcome import TaskOutcome
+from rayzyme.workflows.outputs import StoredValue
+from rayzyme.workflows.plan import PlannedTask
+from rayzyme.workflows.publishing import publish
+from rayzyme.workflows.run import WorkflowRun
+from rayzyme.workflows.run_events import (
+    CancelRun,
+    Remark,
+    RunCommand,
+    RunEvent,
+    RunFinished,
+    StartTask,
+    StopTask,
+    TaskFinished,
+    TaskLost,
+    TaskMemory,
+    TaskStopped,
+    Tick,
+)
+from rayzyme.workflows.specs import plan_from_spec
+from rayzyme_actors.committing import Committer
+from rayzyme_actors.gpu_memory import with_gpu_memory
+from rayzyme_actors.job_progress import JobProgress
+from rayzyme_actors.placement import host_share, live_nodes
+from rayzyme_actors.task_pool import ProcessLost, Shape, TaskPool
+from rayzyme_actors.task_process import marker_of
+
+logger = logging.getLogger(__name__)
+
+# That a task has begun need not be on the disk before it runs; most tell of their end by then.
+_BEGUN_WAITS_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class RunOrder:
+    """An attempt to carry out.
+
+    Attributes:
+        job_id: The job.
+        name: Its name, for people.
+        attempt: Number of the attempt, as committed.
+        token: Newest lease that it holds.
+        document: The job's spec.
+        transient: Tasks that the spec cannot hold, by name.
+        is_first: Whether no attempt was before it, so that nothing can have been committed.
+    """
+
+    job_id: str
+    name: str
+    attempt: int
+    token: int | None
+    document: Mapping[str, Any]
+    transient: Mapping[str, Any] = field(default_factory=dict)
+    is_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended: in which state its job is now, after how many seconds."""
+
+    job_id: str
+    attempt: int
+    state: JobState | None
+    ran_s: float
+
+
+class RunningJob:
+    """Carries out one order."""
+
+    def __init__(
+        self,
+        order: RunOrder,
+        settings: Settings,
+        committer: Committer,
+        pool: TaskPool,
+        store: JobStore,
+        runner_id: str,
+    ) -> None:
+        self.order = order
+        self.progress = JobProgress(order.job_id, order.attempt, store)
+        self._settings, self._committer, self._pool, self._store = settings, committer, pool, store
+        self._runner_id = runner_id
+        self._events: asyncio.Queue[RunEvent] = asyncio.Queue()
+        self._begun: list[TaskChange] = []
+        self._markers: dict[tuple[str, int], str] = {}
+        self._values: dict[str, tuple[StoredValue | None, Mapping[str, StoredValue]]] = {}
+        self._manifests: dict[str, Sequence[Mapping[str, Any]]] = {}
+        self._kept: set[asyncio.Task[None]] = set()
+        self._state: JobState | None = None
+        self._is_over = False
+
+    async def carry_out(self) -> Ended:
+        """Run to the end; `state` of the answer is None where the attempt was no longer the job's newest."""
+        begin = time.monotonic()
+        try:
+            await self._run_through()
+        except RayzymeError as error:
+            await self._finish(RunFinished(JobState.FAILED, type(error).__name__, str(error)), ())
+        except Exception as error:
+            logger.exception("job %s", self.order.job_id)
+            message = (
+                f"Rayzyme itself failed in this job: {type(error).__name__}: {error}; see the log of {self._runner_id}"
+            )
+            await self._finish(RunFinished(JobState.FAILED, type(error).__name__, message), ())
+        finally:
+            self.progress.close()
+        return Ended(self.order.job_id, self.order.attempt, self._state, time.monotonic() - begin)
+
+    def cancel(self, reason: str) -> None:
+        """Stop what runs and end as cancelled."""
+        self._events.put_nowait(CancelRun(reason))
+
+    def give_up(self, reason: str) -> None:
+        """Stop what runs and write nothing more: the job is no longer this attempt's."""
+        logger.warning("attempt %d of job %s stops: %s", self.order.attempt, self.order.job_id, reason)
+        self._is_over = True
+        for marker in self._markers.values():
+            self._keep(self._pool.stop(marker, reason, 0.0))
+        self._events.put_nowait(Tick())
+
+    async def _run_through(self) -> None:
+        order = self.order
+        memories: Mapping[str, TaskMemory] = {}
+        if not order.is_first:
+            records = await asyncio.to_thread(self._store.tasks, order.job_id)
+            memories = {record.name: TaskMemory.of_row(record) for record in records}
+            self._values = {record.name: (record.output, record.shared_writes or {}) for record in records}
+            # A runner that died may have left its last results committed and not yet published.
+            for record in records:
+                if record.state is JobState.COMPLETED and record.manifest:
+                    await asyncio.to_thread(publish, record.manifest)
+        plan = plan_from_spec(order.document, order.transient)
+        self._run = WorkflowRun(
+            plan,
+            job_id=order.job_id,
+            job_attempt=order.attempt,
+            max_workers=self._settings.scheduler.max_workers_per_job,
+            memories=memories,
+        )
+        self.progress.begin([task.name for task in plan.tasks], _completed(memories))
+        await self._obey(self._run.begin(time.time()))
+        while not self._is_over:
+            event = await self._next_event()
+            await self._obey(self._run.handle(event, time.time()))
+
+    async def _next_event(self) -> RunEvent:
+        wake = self._run.next_wake()
+        try:
+            return await asyncio.wait_for(self._events.get(), None if wake is None else max(0.0, wake - time.time()))
+        except TimeoutError:
+            return Tick()
+
+    async def _obey(self, commands: Sequence[RunCommand]) -> None:
+        changes = [command for command in commands if isinstance(command, TaskChange)]
+        if any(isinstance(change, TaskChange) and change.state is JobState.QUEUED for change in commands):
+            get_metrics_collector().increment("rayzyme_retries_total", tags={"fault": "job"})
+        finished = next((command for command in commands if isinstance(command, RunFinished)), None)
+        begun = [change for change in changes if change.state is JobState.RUNNING]
+        settled = [change for change in changes if change.state is not JobState.RUNNING]
+        self._begun += begun
+        manifests = [manifest for change in settled if (manifest := self._manifests.get(change.task))]
+        if finished is not None and not manifests:
+            await self._finish(finished, settled)
+            return
+        if settled and not await self._commit(settled, "tasks settled"):
+            return
+        for manifest in manifests:
+            await asyncio.to_thread(publish, manifest)
+        for change in settled:
+            self._manifests.pop(change.task, None)
+        if finished is not None:
+            await self._finish(finished, ())
+            return
+        if begun and not settled:
+            asyncio.get_running_loop().call_later(_BEGUN_WAITS_S, self._tell_begun)
+        for command in commands:
+            if isinstance(command, StartTask):
+                self._start(command)
+            elif isinstance(command, StopTask):
+                self._keep(self._stop(command))
+            elif isinstance(command, Remark):
+                self._keep(self._commit((), command.text, data=command.data))
+
+    async def _finish(self, finished: RunFinished, settled: Sequence[TaskChange]) -> None:
+        to = JobState.QUEUED if finished.retry_workflow else finished.state
+        values: dict[str, Any] = {
+            "error_class": finished.error_class,
+            "error_message": finished.error,
+            "fault": finished.fault,
+            "result": {"failed_tasks": list(finished.failed_tasks)},
+        }
+        change = self._change(
+            settled, "the workflow is tried again" if finished.retry_workflow else f"the workflow {finished.state.value}",
+            to=to, values=values, release=True,
+        )  # fmt: skip
+        applied = await self._committer.commit(change)
+        self._is_over = True
+        self._state = to if applied.accepted else None
+        if not applied.accepted:
+            get_metrics_collector().increment("rayzyme_late_results_total")
+
+    async def _commit(self, settled: Sequence[TaskChange], reason: str, **more: Any) -> bool:
+        applied = await self._committer.commit(self._change(settled, reason, **more))
+        if not applied.accepted and not self._is_over:
+            get_metrics_collector().increment("rayzyme_late_results_total")
+            self.give_up(applied.why)
+        return applied.accepted
+
+    def _change(self, settled: Sequence[TaskChange], reason: str, **more: Any) -> Change:
+        order = self.order
+        return Change(
+            job_id=order.job_id, attempt=order.attempt, states=frozenset({JobState.RUNNING}), reason=reason,
+            actor=self._runner_id, tasks=self._with_begun(settled), **more,
+        )  # fmt: skip
+
+    def _with_begun(self, settled: Sequence[TaskChange]) -> tuple[TaskChange, ...]:
+        """The changes, and with them those begun that were not told yet; one row for each attempt."""
+        begun = {(change.task, change.attempt): change for change in self._begun}
+        self._begun.clear()
+        merged = []
+        for change in settled:
+            before = begun.pop((change.task, change.attempt), None)
+            hops = dict(change.hops) if before is None else {**before.hops, **change.hops}
+            merged.append(replace(change, hops=hops, runner=self._runner_id))
+        return (*(replace(change, runner=self._runner_id) for change in begun.values()), *merged)
+
+    def _tell_begun(self) -> None:
+        if self._begun and not self._is_over:
+            self._keep(self._commit((), "tasks begun"))
+
+    def _start(self, command: StartTask) -> None:
+        planned = self._run.plan.tasks_by_name[command.task]
+        assignment = self._assignment(planned, command.attempt)
+        marker = self._markers[command.task, command.attempt] = marker_of(assignment)
+        logger.debug("%s begins", marker)
+        shape = shape_of(planned, self._settings)
+        future = self._pool.submit(assignment, shape)
+        future.add_done_callback(lambda done: self._on_done(command, done))
+
+    def _on_done(self, command: StartTask, done: asyncio.Future[TaskOutcome]) -> None:
+        self._markers.pop((command.task, command.attempt), None)
+        error = done.exception()
+        if isinstance(error, ProcessLost):
+            self._events.put_nowait(TaskLost(command.task, command.attempt, str(error)))
+            return
+        outcome = done.result()
+        if outcome.state is JobState.COMPLETED:
+            self._values[command.task] = (outcome.output, outcome.shared_writes)
+            if outcome.manifest:
+                self._manifests[command.task] = outcome.manifest
+        self._measure(outcome)
+        self.progress.ended(command.task, outcome.state)
+        self._events.put_nowait(TaskFinished(command.task, command.attempt, outcome))
+
+    @staticmethod
+    def _measure(outcome: TaskOutcome) -> None:
+        metrics = get_metrics_collector()
+        took = max(0.0, outcome.computed_at - outcome.started_at)
+        metrics.record("rayzyme_task_seconds", took, tags={"state": outcome.state.value}, unit="seconds")
+        if outcome.metadata.get("cached"):
+            metrics.increment("rayzyme_task_cache_hits_total")
+
+    async def _stop(self, command: StopTask) -> None:
+        marker = self._markers.get((command.task, command.attempt))
+        survivors: list[str] = []
+        if marker is not None:
+            survivors = await self._pool.stop(marker, command.reason, self._settings.cancel.grace)
+        self._events.put_nowait(TaskStopped(command.task, command.attempt, tuple(survivors)))
+
+    def _assignment(self, planned: PlannedTask, attempt: int) -> Assignment:
+        order, plan = self.order, self._run.plan
+        shared: dict[str, StoredValue] = {}
+        inputs: dict[str, StoredValue] = {}
+        for dependency, source in plan.inputs_of(planned.name).items():
+            output = self._values.get(source, (None, {}))[0]
+            if output is not None:
+                inputs[dependency] = output
+        for ancestor in plan.ancestors(planned.name):
+            shared |= self._values.get(ancestor, (None, {}))[1]
+        folder = (
+            self._settings.home / "runs" / order.job_id / quote(planned.name, safe="") / f"{order.attempt}.{attempt}"
+        )
+        return Assignment(
+            job_id=order.job_id, job_name=order.name, task=planned.name, attempt=attempt, job_attempt=order.attempt,
+            source=planned.source, inputs=inputs, shared_state=shared, folder=str(folder), memory_mb=planned.memory_mb,
+            cache_enabled=planned.config.cache_enabled, parent=planned.added_by,
+        )  # fmt: skip
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+
+
+def _completed(memories: Mapping[str, TaskMemory]) -> set[str]:
+    return {name for name, memory in memories.items() if memory.state is JobState.COMPLETED}
+
+
+def shape_of(planned: PlannedTask, settings: Settings) -> Shape:
+    """What a task's process asks Ray for. GPUs that the cluster lacks were dealt with when the job was accepted."""
+    config = planned.config
+    nodes = live_nodes(ray.nodes()) if planned.own_gpus else []
+    gpus = float(planned.own_gpus) if any(node.gpus for node in nodes) else 0.0
+    if gpus and config.gpu_memory_mb is not None:
+        share = host_share(
+            config.gpu_memory_mb, with_gpu_memory(nodes, settings), reserve_mb=settings.resources.gpu.min_free_memory_mb
+        )
+        gpus = share if planned.own_gpus == 1 else gpus
+    return Shape(
+        cpus=config.num_cpus or 1.0,
+        gpus=gpus,
+        memory_mb=planned.memory_mb or 0,
+        gpu_memory_mb=(config.gpu_memory_mb or 0) if gpus else 0,
+    )

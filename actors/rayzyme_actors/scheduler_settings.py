@@ -1,0 +1,26 @@
+"""From the settings to what the scheduler decides by."""
+
+from __future__ import annotations
+
+from rayzyme.jobs.scheduling_config import OwnerQuota, SchedulingConfig
+from rayzyme.settings import Quota, Settings
+
+
+def scheduling_config(settings: Settings) -> SchedulingConfig:
+    """The sections `scheduler` and `quotas`, as the machine takes them."""
+    chosen, quotas = settings.scheduler, settings.quotas
+    return SchedulingConfig(
+        max_concurrent_jobs=chosen.max_concurrent_jobs,
+        strategy=chosen.priority_strategy,
+        max_wait=chosen.max_wait,
+        max_bypass=chosen.max_bypass,
+        reserve_after=chosen.reserve_after,
+        half_life=chosen.fair_share.half_life,
+        weights=dict(chosen.fair_share.weights),
+        default_quota=_quota(quotas.default),
+        quotas={owner: _quota(quota) for owner, quota in quotas.users.items()},
+    )
+
+
+def _quota(quota: Quota) -> OwnerQuota:
+    return OwnerQuota(running=quota.running, queued=quota.queued, gpu_memory_mb=quota.gpu_memory_mb)

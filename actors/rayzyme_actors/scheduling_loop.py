@@ -1,0 +1,474 @@
+"""The scheduler's work: news in, decisions of the machine out, each written to the store before it is carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from rayzyme.jobs.store import JobStore
+
+from rayzyme.errors import DatabaseError, UnknownJob
+from rayzyme.jobs.changes import Applied, Change
+from rayzyme.jobs.job import Job, Resources
+from rayzyme.jobs.role import is_provably_gone, process_identity
+from rayzyme.jobs.scheduling import SchedulerMachine
+from rayzyme.jobs.scheduling_config import SLOT
+from rayzyme.jobs.scheduling_events import (
+    Cancel,
+    CancelRequested,
+    CapacityChanged,
+    Command,
+    ConfigChanged,
+    Drain,
+    Event,
+    Fail,
+    Finished,
+    Held,
+    Lost,
+    Queued,
+    Requeue,
+    Restored,
+    Start,
+    StartRefused,
+    Stop,
+    Tick,
+    Unheld,
+)
+from rayzyme.jobs.states import FINAL, JobState
+from rayzyme.monitoring import get_metrics_collector
+from rayzyme.settings import Settings
+from rayzyme_actors.cluster_capacity import cluster_capacity
+from rayzyme_actors.committing import Committer
+from rayzyme_actors.running_job import RunOrder
+from rayzyme_actors.scheduler_settings import scheduling_config
+from rayzyme_actors.submitting import TRANSIENT_KEY
+from rayzyme_actors.workflow_runner import start_runner
+
+logger = logging.getLogger(__name__)
+
+_RECONCILE_S = 30.0
+_LOOK_AFTER_S = 2.0
+_RUNNER_ANSWER_S = 10.0
+_RUNNER_RETRY_S = 0.2
+_QUEUED, _RUNNING = frozenset({JobState.QUEUED}), frozenset({JobState.RUNNING})
+
+
+class SchedulingLoop:
+    """All in one event loop. `snapshot` may be read from any thread: it is replaced, never changed."""
+
+    def __init__(
+        self, settings: Settings, store: JobStore, info: Mapping[str, Any], only: frozenset[str] = frozenset()
+    ) -> None:
+        """Begin nothing.
+
+        Args:
+            settings: Of the program that started the scheduler.
+            store: Where the jobs are.
+            info: What is kept with the role: host, pid, Ray's address and namespace.
+            only: See to these jobs alone, and without the role; whoever starts a job first has it.
+        """
+        self._settings, self._store, self._info = settings, store, dict(info)
+        self._only = only
+        self._actor = f"scheduler:{info['host']}:{info['pid']}"
+        self._config = scheduling_config(settings)
+        self._token: int | None = None
+        self._committer = Committer(self._apply)
+        self._wakened = asyncio.Event()
+        self._transient: dict[str, Mapping[str, Any]] = {}
+        self._waiters: dict[str, list[asyncio.Future[bool]]] = {}
+        self._is_draining = False
+        self._rows: dict[str, Job] = {}
+        self._events: list[Event] = []
+        self._capacity: Resources = {}
+        self._seen = self._reconciled = self._looked_after = 0.0
+        self._runner: Any = None
+        self._runner_id: str | None = None
+        self.snapshot: dict[str, Any] = {"leads": False, "stopped": False}
+
+    async def run(self) -> None:
+        """Wait for the role, and lead while it is ours; ends when it was told to stop and nothing runs any more."""
+        identity = process_identity()
+        while self._only and not self._is_draining:
+            await self._lead(None)
+        while not self._is_draining:
+            try:
+                self._token = await asyncio.to_thread(self._store.take_role, identity, self._info, is_provably_gone)
+            except DatabaseError as error:
+                logger.warning("the scheduler waits for the database: %s", error)
+            if self._token is None:
+                await asyncio.sleep(self._settings.scheduler.poll_interval)
+            else:
+                await self._lead(self._token)
+        self.snapshot = {"leads": False, "stopped": True}
+
+    # What the actor's methods ask for, in this loop.
+
+    def wake(self) -> None:
+        """There may be news."""
+        self._wakened.set()
+
+    async def keep_transient(self, key: str, tasks: Mapping[str, Any]) -> None:
+        """Keep tasks that only this memory holds."""
+        self._transient[key] = tasks
+
+    async def wait_for(self, job_id: str, timeout: float) -> bool:
+        """Whether the job came to its end within `timeout` seconds."""
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(job_id, []).append(waiter)
+        self.wake()
+        try:
+            return await asyncio.wait_for(waiter, timeout)
+        except TimeoutError:
+            return False
+
+    async def explain(self, job_id: str) -> dict[str, Any]:
+        """Why a job waits, as the machine sees it."""
+        return self._machine.explain(job_id, time.time()).to_dict()
+
+    async def configure(self, settings: Settings) -> None:
+        """Take other limits, or another strategy."""
+        self._settings = settings
+        config = scheduling_config(settings)
+        if config != self._config:
+            self._config = config
+            self._tell(ConfigChanged(config))
+
+    async def drain(self) -> None:
+        """Start nothing more; `run` ends when nothing runs."""
+        self._is_draining = True
+        self._tell(Drain())
+
+    # Leading.
+
+    async def _lead(self, token: int | None) -> None:
+        logger.info("this scheduler leads (token %s)", token)
+        followers = [asyncio.create_task(self._follow_runner())]
+        if token is not None:
+            followers.append(asyncio.create_task(self._keep_role(token)))
+        try:
+            await self._restore()
+            while self._token == token and not (self._is_draining and not self._running()):
+                await self._step()
+        finally:
+            for follower in followers:
+                follower.cancel()
+            self.snapshot = {"leads": False, "stopped": self._is_draining}
+            if self._token is not None:
+                with suppress(DatabaseError):
+                    await asyncio.to_thread(self._store.release_role, self._token)
+                self._token = None
+
+    async def _restore(self) -> None:
+        """Take up what the store says; what runs by its word and does not run by the runner's is lost."""
+        while self._runner_id is None:
+            await asyncio.sleep(_RUNNER_RETRY_S)
+        self._seen = self._reconciled = time.time()
+        self._capacity = await asyncio.to_thread(cluster_capacity, self._settings)
+        await asyncio.to_thread(self._store.note_cluster, "ray", dict(self._capacity))
+        usage, durations, jobs = await asyncio.gather(
+            asyncio.to_thread(self._store.usage),
+            asyncio.to_thread(self._store.recent_durations, 5000),
+            asyncio.to_thread(self._store.live_jobs),
+        )
+        jobs = [job for job in jobs if self._is_ours(job)]
+        running = await self._runner.running.remote()
+        self._machine = SchedulerMachine(self._config, now=time.time(), usage=usage, durations=durations)
+        self._rows = {job.job_id: job for job in jobs}
+        self._events = [CapacityChanged(self._capacity), Restored(jobs)]
+        self._events += [
+            Lost(job.job_id, "its runner is gone")
+            for job in jobs
+            if job.state is JobState.RUNNING and running.get(job.job_id) != job.attempt
+        ]
+        if self._is_draining:
+            self._events.append(Drain())
+
+    async def _step(self) -> None:
+        """Wait for news, decide, write, carry out."""
+        if not self._events:
+            wake = self._machine.next_wake(time.time())
+            poll = self._settings.scheduler.poll_interval
+            with suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._wakened.wait(), poll if wake is None else max(0.0, min(poll, wake - time.time()))
+                )
+        self._wakened.clear()
+        if self._runner_id is None:
+            # A start that nobody takes up would count as lost.
+            await asyncio.sleep(_RUNNER_RETRY_S)
+            return
+        try:
+            await self._look()
+        except DatabaseError as error:
+            logger.warning("the scheduler waits for the database: %s", error)
+            await asyncio.sleep(self._settings.scheduler.poll_interval)
+            return
+        events, self._events = self._events or [Tick()], []
+        commands: list[Command] = []
+        for event in events:
+            commands += self._machine.handle(event, time.time())
+        if commands:
+            await self._obey(commands)
+        self._publish_snapshot()
+
+    async def _look(self) -> None:
+        """Read what changed in the store, by whomever, and tell the machine what it does not know."""
+        begin = time.time()
+        if begin - self._reconciled < _RECONCILE_S:
+            jobs = await asyncio.to_thread(self._store.changed_since, self._seen)
+        else:
+            jobs = await self._reconcile()
+        self._seen = begin
+        for job in jobs:
+            if self._is_ours(job):
+                self._observe(job)
+        if begin - self._looked_after > _LOOK_AFTER_S:
+            self._looked_after = begin
+            await self._look_after()
+
+    async def _look_after(self) -> None:
+        """Leases that lapsed though their runner answers, and the wish of a user that the scheduler stops."""
+        lapsed = [job for job in await asyncio.to_thread(self._store.lapsed, time.time()) if self._is_ours(job)]
+        for job in lapsed:
+            self._tell(Lost(job.job_id, "its lease lapsed"))
+        if lapsed and self._runner_id is not None:
+            logger.warning("the runner does not renew its leases: it is started again")
+            self._runner_id = None
+            ray.kill(self._runner, no_restart=False)
+        if not self._is_draining and await asyncio.to_thread(self._store.stop_requested):
+            await self.drain()
+
+    async def _reconcile(self) -> list[Job]:
+        """Everything that is live, and what ended while nobody listened; what the cluster has now."""
+        self._reconciled = time.time()
+        jobs = await asyncio.to_thread(self._store.live_jobs)
+        for job_id in self._rows.keys() - {job.job_id for job in jobs}:
+            with suppress(UnknownJob):
+                jobs.append(await asyncio.to_thread(self._store.job, job_id))
+        capacity = await asyncio.to_thread(cluster_capacity, self._settings)
+        if capacity != self._capacity:
+            self._capacity = capacity
+            await asyncio.to_thread(self._store.note_cluster, "ray", dict(capacity))
+            self._tell(CapacityChanged(capacity))
+        return jobs
+
+    def _is_ours(self, job: Job) -> bool:
+        return not self._only or job.job_id in self._only
+
+    def _observe(self, job: Job) -> None:
+        known = self._rows.get(job.job_id)
+        if known is not None and known.version >= job.version:
+            return
+        if job.state in FINAL:
+            if known is not None:
+                self._forget(job)
+            self._release_waiters(job.job_id)
+            return
+        self._rows[job.job_id] = job
+        if known is None or (known.attempt, known.state) != (job.attempt, job.state):
+            self._tell(Queued([job]))
+        if job.cancel_requested and (known is None or not known.cancel_requested):
+            self._tell(CancelRequested(job.job_id))
+        if known is not None and job.is_held is not known.is_held:
+            self._tell(Held(job.job_id) if job.is_held else Unheld(job.job_id))
+
+    def _forget(self, job: Job) -> None:
+        known = self._rows.pop(job.job_id)
+        ran_s = time.time() - known.started_at if known.started_at is not None else 0.0
+        self._tell(Finished(job.job_id, job.state, ran_s))
+
+    # Carrying out.
+
+    async def _obey(self, commands: Sequence[Command]) -> None:
+        written = [command for command in commands if not isinstance(command, Stop)]
+        applied = await self._committer.commit_all([self._change(command) for command in written])
+        started = []
+        for command, outcome in zip(written, applied, strict=True):
+            if self._note_applied(command, outcome) and isinstance(command, Start):
+                started.append(outcome)
+        if started:
+            await self._hand_to_runner(started)
+        for command in commands:
+            if isinstance(command, Stop):
+                await self._ask_runner("stop", command.job_id, "its user cancelled it")
+
+    def _change(self, command: Command) -> Change:
+        """What to write for a command of the machine."""
+        row = self._rows[command.job_id]
+        common: dict[str, Any] = {"job_id": row.job_id, "attempt": row.attempt, "actor": self._actor}
+        match command:
+            case Start():
+                return Change(
+                    **common, states=_QUEUED, to=JobState.RUNNING, new_attempt=command.attempt, reason="started",
+                    data={"runner": self._runner_id}, values={"not_before": None}, acquire=command.needs,
+                    lease_owner=self._runner_id or "",
+                )  # fmt: skip
+            case Requeue():
+                values: dict[str, Any] = {"site_faults": command.site_faults, "not_before": command.not_before}
+                return Change(
+                    **common, states=_RUNNING, to=JobState.QUEUED, reason=command.reason, release=True,
+                    values=values | {"fault": "site"},
+                )  # fmt: skip
+            case Fail():
+                values = {"error_class": command.error_class, "error_message": command.message, "fault": "site"}
+                return Change(
+                    **common, states=_QUEUED | _RUNNING, to=JobState.FAILED, reason=command.message, release=True,
+                    values=values,
+                )  # fmt: skip
+            case Cancel():
+                return Change(**common, states=_QUEUED, to=JobState.CANCELLED, reason="cancelled before it began")
+        raise AssertionError(f"{command} is not written down")
+
+    def _note_applied(self, command: Command, outcome: Applied) -> bool:
+        """Take over what the store has now; whether it is what was commanded."""
+        job, metrics = outcome.job, get_metrics_collector()
+        if not outcome.accepted:
+            logger.info("%s was refused: %s", command, outcome.why)
+            if isinstance(command, Start):
+                self._tell(StartRefused(command.job_id, job))
+        if job is None or job.state in FINAL:
+            self._rows.pop(command.job_id, None)
+            self._release_waiters(command.job_id)
+            if outcome.accepted and job is not None:
+                metrics.increment("rayzyme_jobs_total", tags={"state": job.state.value})
+            return False
+        self._rows[command.job_id] = job
+        if outcome.accepted and isinstance(command, Start):
+            metrics.record("rayzyme_job_wait_seconds", time.time() - job.submitted_at, unit="seconds")
+        if outcome.accepted and isinstance(command, Requeue):
+            metrics.increment("rayzyme_retries_total", tags={"fault": "site"})
+        return outcome.accepted
+
+    async def _hand_to_runner(self, started: Sequence[Applied]) -> None:
+        jobs = {applied.job.job_id: applied for applied in started if applied.job is not None}
+        specs = await asyncio.to_thread(self._store.specs, list(jobs))
+        orders = []
+        for job_id, applied in jobs.items():
+            job, document = applied.job, specs[job_id]
+            assert job is not None
+            key = document.get(TRANSIENT_KEY)
+            if key is not None and key not in self._transient:
+                await self._fail_transient(job)
+                continue
+            orders.append(
+                RunOrder(
+                    job_id,
+                    job.name,
+                    job.attempt,
+                    applied.token,
+                    document,
+                    self._transient.get(key, {}) if key else {},
+                    is_first=job.attempt == 1,
+                )
+            )
+        await self._ask_runner("run", orders)
+
+    async def _fail_transient(self, job: Job) -> None:
+        message = (
+            "one of its tasks cannot be imported by other processes, and the scheduler that it was handed to is gone; put its "
+            "function or class into a module that is importable where the tasks run, and submit it again"
+        )
+        values = {"error_class": "TaskNotDurable", "error_message": message, "fault": "job"}
+        change = Change(
+            job_id=job.job_id, attempt=job.attempt, states=_RUNNING, reason=message, actor=self._actor, to=JobState.FAILED,
+            values=values, release=True,
+        )  # fmt: skip
+        applied = await self._committer.commit(change)
+        if applied.job is not None:
+            self._forget(applied.job)
+            self._release_waiters(job.job_id)
+
+    async def _ask_runner(self, method: str, *arguments: Any) -> None:
+        """A runner that does not answer is gone; `_follow_runner` says so, and its jobs are lost."""
+        with suppress(RayError, TimeoutError):
+            await asyncio.wait_for(getattr(self._runner, method).remote(*arguments), _RUNNER_ANSWER_S)
+
+    # Beside the steps.
+
+    async def _follow_runner(self) -> None:
+        """Have a runner, hear its news, and report its jobs lost when it dies."""
+        metrics = get_metrics_collector()
+        while True:
+            try:
+                self._runner = start_runner(self._settings, *self._only)
+                runner_id: str = await self._runner.begin.remote()
+                await self._lose_what_runs_not_here()
+                self._runner_id = runner_id
+                self.wake()
+                while True:
+                    for ended in await self._runner.news.remote():
+                        # What became of the job is in the store; the news only say that it is time to look.
+                        metrics.record("rayzyme_job_run_seconds", ended.ran_s, unit="seconds")
+                    self.wake()
+            except RayError as error:
+                logger.warning("the runner was lost and is started again: %s", str(error).strip().splitlines()[0])
+                self._runner_id = None
+                await asyncio.sleep(_RUNNER_RETRY_S)
+
+    async def _lose_what_runs_not_here(self) -> None:
+        """A runner that was started again runs nothing of what the one before it did."""
+        here: dict[str, int] = await self._runner.running.remote()
+        for job in self._running():
+            if here.get(job.job_id) != job.attempt:
+                self._tell(Lost(job.job_id, "its runner died"))
+
+    async def _keep_role(self, token: int) -> None:
+        """Renew the role; who cannot for the time of a lease has lost it."""
+        leases = self._settings.leases
+        valid_until = time.monotonic() + leases.ttl
+        while True:
+            await asyncio.sleep(min(leases.renew, max(0.1, valid_until - time.monotonic())))
+            try:
+                is_ours = await asyncio.to_thread(self._store.renew_role, token)
+            except DatabaseError as error:
+                logger.warning("the scheduler's role could not be renewed: %s", error)
+                is_ours = time.monotonic() < valid_until
+            else:
+                valid_until = time.monotonic() + leases.ttl
+            if not is_ours:
+                logger.error("this scheduler has lost its role and stops deciding")
+                self._token = None
+                self.wake()
+                return
+
+    def _apply(self, changes: Sequence[Change]) -> list[Applied]:
+        begin = time.perf_counter()
+        capacity: dict[str, float] = dict(self._capacity) | {SLOT: float(self._config.max_concurrent_jobs)}
+        for change in changes:
+            for resource in change.acquire:
+                limit = self._config.quota_capacity(resource)
+                if limit is not None:
+                    capacity[resource] = limit
+        applied = self._store.apply(changes, capacity=capacity, role_token=self._token)
+        get_metrics_collector().record("rayzyme_commit_seconds", time.perf_counter() - begin, unit="seconds")
+        return applied
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        self._wakened.set()
+
+    def _running(self) -> list[Job]:
+        return [job for job in self._rows.values() if job.state is JobState.RUNNING]
+
+    def _release_waiters(self, job_id: str) -> None:
+        for waiter in self._waiters.pop(job_id, ()):
+            if not waiter.done():
+                waiter.set_result(True)
+
+    def _publish_snapshot(self) -> None:
+        running = len(self._running())
+        queued = len(self._rows) - running
+        metrics = get_metrics_collector()
+        metrics.set_gauge("rayzyme_jobs_queued", queued)
+        metrics.set_gauge("rayzyme_jobs_running", running)
+        self.snapshot = {
+            "leads": True, "stopped": False, "running": running, "queued": queued, "runner_id": self._runner_id,
+            "max_concurrent_jobs": self._config.max_concurrent_jobs, "strategy": self._config.strategy,
+            "capacity": dict(self._capacity), "token": self._token, "draining": self._is_draining,
+        }  # fmt: skip

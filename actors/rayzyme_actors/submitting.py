@@ -1,0 +1,79 @@
+"""From a workflow to a job request: its spec, what it needs, and whether the cluster has that at all."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ray import cloudpickle
+
+from rayzyme.jobs.job import JobRequest, Resources, TaskPriority
+from rayzyme.settings import Settings
+from rayzyme.workflows import Workflow
+from rayzyme.workflows.plan import check_possible, plan_needs
+from rayzyme.workflows.specs import plan_from_spec, to_spec
+
+TRANSIENT_KEY: Final = "transient_key"
+"""Where a spec names the tasks that were handed to the scheduler because the spec cannot hold them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One workflow of `Dispatcher.submit_many`; attributes as the arguments of `Dispatcher.submit_workflow`."""
+
+    workflow: Workflow
+    name: str | None = None
+    priority: TaskPriority = TaskPriority.NORMAL
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    owner: str | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request, and what must be handed to the scheduler before it is made."""
+
+    request: JobRequest
+    transient_key: str
+    transient: Mapping[str, Any]
+
+
+def prepare(submission: Submission, settings: Settings, cluster: Resources | None) -> Prepared:
+    """Check a submission and write it down.
+
+    Args:
+        submission: What was asked for.
+        settings: In force.
+        cluster: What the cluster has; None where nobody knows, and then the scheduler refuses what can never run.
+
+    Raises:
+        DeviceUnavailable: A task needs a GPU, the cluster has none.
+        ResourceError: A task needs more of something than the cluster has.
+        TaskNotSendable: A task can be neither stored nor sent.
+    """
+    workflow = submission.workflow
+    spec = to_spec(workflow, pickle_check=cloudpickle.dumps)
+    document = dict(spec.document)
+    key = ""
+    if spec.transient:
+        # By what they are, so that the same request again is known as the same.
+        key = document[TRANSIENT_KEY] = hashlib.sha256(cloudpickle.dumps(dict(spec.transient))).hexdigest()
+    plan = plan_from_spec(document, spec.transient)
+    if cluster is not None:
+        check_possible(plan, cluster, settings.resources.gpu.on_missing)
+    request = JobRequest(
+        name=submission.name or workflow.name,
+        owner=submission.owner or getpass.getuser(),
+        spec=document,
+        job_type=workflow.name,
+        priority=submission.priority,
+        metadata=submission.metadata,
+        task_count=workflow.get_task_count(),
+        needs=plan_needs(plan),
+        is_durable=spec.is_durable,
+        idempotency_key=submission.idempotency_key,
+    )
+    return Prepared(request, key, spec.transient)

@@ -1,0 +1,264 @@
+"""Looking at jobs: where they stand, what they are made of, their stories. Readers wait for nobody, and nobody waits for them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, Select, and_, func, or_, select
+
+from rayzyme.checks import positive_number
+from rayzyme.database import Database
+from rayzyme.database.change_numbers import next_change_number
+from rayzyme.database.events import JOB_SUBJECT
+from rayzyme.database.tables import Cluster
+from rayzyme.errors import UnknownJob
+from rayzyme.jobs import capacity_leases
+from rayzyme.jobs.durations import DurationBook, JobDuration
+from rayzyme.jobs.fair_share import UsageBook
+from rayzyme.jobs.job import Job
+from rayzyme.jobs.records import AttemptRecord, EventRecord, JobRecord, TaskRecord
+from rayzyme.jobs.rows import (
+    ATTEMPT,
+    ATTEMPT_COLUMNS,
+    EVENT,
+    EVENT_COLUMNS,
+    JOB,
+    JOB_COLUMNS,
+    RECORD_COLUMNS,
+    TASK,
+    TASK_COLUMNS,
+    attempt_of,
+    chunks,
+    event_of,
+    job_of,
+    moment,
+    record_of,
+    task_of,
+)
+from rayzyme.jobs.states import FINAL, JobState
+from rayzyme.jobs.usage_accounts import usage_book
+
+_LIVE: Final = [state.value for state in JobState if state not in FINAL]
+_KEPT_LOOKS: Final = 32
+# Of jobs that ended before anybody looked for changes, by the clocks of those who ended them.
+_CLOCKS_DIFFER_S: Final = 60.0
+
+
+class JobReader:
+    """What a `JobStore` answers.
+
+    Attributes:
+        database: Where the jobs are.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], float], half_life: float) -> None:
+        """Arguments as for `JobStore`."""
+        self.database = database
+        self._clock = clock
+        self._half_life = positive_number("half_life", half_life)
+        self._looks: deque[tuple[float, int]] = deque(maxlen=_KEPT_LOOKS)
+        self._looks_lock = threading.Lock()
+
+    def job(self, job_id: str) -> Job:
+        """Where a job stands.
+
+        Raises:
+            UnknownJob: There is no such job.
+        """
+        found = self._jobs(JOB.c.public_id == job_id)
+        if not found:
+            raise _unknown(job_id)
+        return found[0]
+
+    def record(self, job_id: str) -> JobRecord:
+        """A job with what people want to know of it.
+
+        Raises:
+            UnknownJob: There is no such job.
+        """
+        found = self._records(select(*RECORD_COLUMNS).where(JOB.c.public_id == job_id))
+        if not found:
+            raise _unknown(job_id)
+        return found[0]
+
+    def records(
+        self, *, states: Sequence[JobState] | None = None, owner: str | None = None, limit: int | None = None
+    ) -> list[JobRecord]:
+        """Jobs, the newest first.
+
+        Args:
+            states: In which of these; None takes all.
+            owner: Whose; None takes everybody's.
+            limit: At most so many.
+        """
+        wanted = select(*RECORD_COLUMNS).order_by(JOB.c.id.desc()).limit(limit)
+        if states is not None:
+            wanted = wanted.where(JOB.c.state.in_([state.value for state in states]))
+        return self._records(wanted if owner is None else wanted.where(JOB.c.owner == owner))
+
+    def numbered(self, first: int, last: int) -> list[JobRecord]:
+        """The jobs whose row numbers are from `first` to `last`, in that order."""
+        return self._records(select(*RECORD_COLUMNS).where(JOB.c.id.between(first, last)).order_by(JOB.c.id))
+
+    def beginning_with(self, prefix: str, limit: int = 10) -> list[JobRecord]:
+        """Jobs whose ids begin so, at most `limit`, the newest first."""
+        begins = JOB.c.public_id.startswith(prefix, autoescape=True)
+        return self._records(select(*RECORD_COLUMNS).where(begins).order_by(JOB.c.id.desc()).limit(limit))
+
+    def live_jobs(self) -> list[Job]:
+        """All jobs that have not ended, those submitted first first."""
+        return self._jobs(JOB.c.state.in_(_LIVE))
+
+    def changed_since(self, since: float) -> list[Job]:
+        """All jobs that were changed by anybody since a moment, perhaps some that were changed before it.
+
+        Other machines' clocks do not matter: what this store showed at an earlier call is remembered, and what it cannot have
+        shown at the last call before `since` is given.
+
+        Args:
+            since: Seconds since 1970 by this store's clock, such as the time before the last call of this method.
+        """
+        looked_at = self._clock()
+        with self._looks_lock:
+            cursor = max((number for at, number in self._looks if at <= since), default=None)
+        with self.database.read() as connection:
+            number = next_change_number(connection)
+            if cursor is None:
+                recent = JOB.c.completion_time >= moment(max(0.0, since - _CLOCKS_DIFFER_S))
+                changed = or_(JOB.c.state.in_(_LIVE), recent)
+            else:
+                changed = JOB.c.change_number >= cursor
+            jobs = select_jobs(connection, changed)
+        with self._looks_lock:
+            self._looks.append((looked_at, number))
+        return jobs
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(JOB.c.state, func.count()).group_by(JOB.c.state)).all()
+        found = {JobState(state): count for state, count in rows}
+        return {state: found.get(state, 0) for state in JobState}
+
+    def specs(self, job_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """What jobs are made of, by id; ids that no job has are left out."""
+        found: dict[str, Mapping[str, Any]] = {}
+        with self.database.read() as connection:
+            for part in chunks(job_ids):
+                rows = connection.execute(select(JOB.c.public_id, JOB.c.spec).where(JOB.c.public_id.in_(part)))
+                found |= {job_id: spec or {} for job_id, spec in rows}
+        return found
+
+    def tasks(self, job_id: str) -> list[TaskRecord]:
+        """The tasks of a job of which anything was committed, in that order.
+
+        Raises:
+            UnknownJob: There is no such job.
+        """
+        newest = and_(
+            ATTEMPT.c.job_id == TASK.c.job_id, ATTEMPT.c.task == TASK.c.name, ATTEMPT.c.number == TASK.c.attempt
+        )
+        wanted = select(*TASK_COLUMNS).outerjoin(ATTEMPT, newest).order_by(TASK.c.position, TASK.c.id)
+        return [task_of(row) for row in self._of_job(job_id, lambda number: wanted.where(TASK.c.job_id == number))]
+
+    def attempts(self, job_id: str) -> list[AttemptRecord]:
+        """Every try at a job and its tasks, in the order in which they began.
+
+        Raises:
+            UnknownJob: There is no such job.
+        """
+        wanted = select(*ATTEMPT_COLUMNS).order_by(ATTEMPT.c.id)
+        return [
+            attempt_of(row) for row in self._of_job(job_id, lambda number: wanted.where(ATTEMPT.c.job_id == number))
+        ]
+
+    def events(self, job_id: str, after: int = 0) -> list[EventRecord]:
+        """The story of a job, oldest line first.
+
+        Args:
+            job_id: Which one.
+            after: Only lines behind the one of this `id`.
+
+        Raises:
+            UnknownJob: There is no such job.
+        """
+        story = select(*EVENT_COLUMNS).where(EVENT.c.subject == JOB_SUBJECT + job_id, EVENT.c.id > after)
+        return [event_of(row) for row in self._of_job(job_id, lambda _: story.order_by(EVENT.c.seq))]
+
+    def recent_durations(self, limit: int) -> DurationBook:
+        """How long the last `limit` completed jobs took."""
+        wanted = (
+            select(JOB.c.kind, JOB.c.job_type, JOB.c.task_count, JOB.c.started_at, JOB.c.completion_time)
+            .where(JOB.c.state == JobState.COMPLETED.value, JOB.c.started_at.is_not(None))
+            .order_by(JOB.c.id.desc())
+            .limit(limit)
+        )
+        with self.database.read() as connection:
+            rows = connection.execute(wanted).all()
+        return DurationBook(
+            JobDuration(kind, job_type or "", task_count, max(0.0, (ended - began).total_seconds()))
+            for kind, job_type, task_count, began, ended in reversed(rows)
+        )
+
+    def usage(self) -> UsageBook:
+        """What owners used, by jobs that run no more."""
+        with self.database.read() as connection:
+            return usage_book(connection, self._half_life)
+
+    def lapsed(self, now: float) -> list[Job]:
+        """Running jobs whose leases nobody renewed."""
+        return self._jobs(capacity_leases.without_lease(moment(now)))
+
+    def no_longer_running(self, attempts: Mapping[str, int]) -> list[str]:
+        """Which of these jobs, given with the number of the attempt that runs, are not in that attempt any more, or lost what
+        they hold.
+        """
+        now, going_on = moment(self._clock()), set()
+        with self.database.read() as connection:
+            for part in chunks(attempts):
+                rows = connection.execute(
+                    select(JOB.c.public_id, JOB.c.attempt).where(
+                        JOB.c.public_id.in_(part),
+                        JOB.c.state == JobState.RUNNING.value,
+                        ~capacity_leases.without_lease(now),
+                    )
+                )
+                going_on |= {job_id for job_id, attempt in rows if attempts[job_id] == attempt}
+        return [job_id for job_id in attempts if job_id not in going_on]
+
+    def cluster(self, name: str) -> dict[str, Any] | None:
+        """What was last noted of a cluster; None where nothing ever was."""
+        with self.database.read() as connection:
+            figures: dict[str, Any] | None = connection.execute(
+                select(Cluster.figures).where(Cluster.name == name)
+            ).scalar()
+        return figures
+
+    def _jobs(self, condition: Any) -> list[Job]:
+        with self.database.read() as connection:
+            return select_jobs(connection, condition)
+
+    def _records(self, wanted: Select[Any]) -> list[JobRecord]:
+        now = moment(self._clock())
+        with self.database.read() as connection:
+            return [record_of(row, now) for row in connection.execute(wanted)]
+
+    def _of_job(self, job_id: str, wanted: Callable[[int], Select[Any]]) -> list[Any]:
+        with self.database.read() as connection:
+            number = connection.execute(select(JOB.c.id).where(JOB.c.public_id == job_id)).scalar()
+            if number is None:
+                raise _unknown(job_id)
+            return list(connection.execute(wanted(number)))
+
+
+def select_jobs(connection: Connection, condition: Any) -> list[Job]:
+    """The jobs that a condition on their rows holds for, those submitted first first."""
+    wanted = select(*JOB_COLUMNS).where(condition).order_by(JOB.c.submission_time, JOB.c.id)
+    return [job_of(row) for row in connection.execute(wanted)]
+
+
+def _unknown(job_id: str) -> UnknownJob:
+    return UnknownJob(f"there is no job {job_id}; `rayzyme list-jobs` shows those that there are")

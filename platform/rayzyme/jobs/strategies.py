@@ -1,0 +1,273 @@
+"""Which queued job is next: eight strategies, each a pure function from a job and what there is to know now to a score.
+
+The order is (score desc, submission time, sequence). For the queue to find the first of many jobs without scoring them all, a
+strategy also files each job in lines whose inner order no passing of time changes, so that only their heads need scoring.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar, Final
+
+from rayzyme.jobs.durations import DurationBook
+from rayzyme.jobs.fair_share import UsageBook
+from rayzyme.jobs.job import Job, TaskPriority
+
+_HIGHEST: Final = float(max(TaskPriority))
+_CAPPED_AFTER_S: Final = 3600.0
+_BUSY, _IDLE = 0.7, 0.3
+
+Line = tuple[Hashable, float]
+"""A line's name and the job's place in it: the smaller goes first, then the submission time, then the sequence."""
+
+
+@dataclass(slots=True)
+class View:
+    """What a strategy may look at besides the job.
+
+    Attributes:
+        epoch: A moment near now that stays the same, for places that differ by less than times since 1970 can hold.
+        max_job_size: Tasks from which on a job is as large as can be.
+        usage: What owners used and run.
+        durations: How long jobs are likely to take.
+        weights: Shares of owners that have not 1.
+        load: Part of the most used resource that is held, from 0 to 1.
+        fifo_rank: Where a job stands among all queued ones by its submission, from 1 (the first) down to above 0.
+    """
+
+    epoch: float = 0.0
+    max_job_size: int = 100
+    usage: UsageBook = field(default_factory=UsageBook)
+    durations: DurationBook = field(default_factory=DurationBook)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    load: float = 0.0
+    fifo_rank: Callable[[Job], float] = lambda _job: 1.0
+
+    def relative_size(self, job: Job) -> float:
+        """A job's tasks as a part of the largest size, from 0 to 1."""
+        return min(job.task_count / self.max_job_size, 1.0)
+
+
+class PriorityStrategy(ABC):
+    """One way to order jobs."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def score(self, job: Job, view: View, now: float) -> float:
+        """How urgent a job is; the highest goes first."""
+
+    @abstractmethod
+    def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
+        """Where a job is to be filed, until `refile_at`."""
+
+    def refile_at(self, job: Job, now: float) -> float | None:
+        """When a job's place in its line changes next, None for never."""
+        return None
+
+    def consults(self, line: Hashable, view: View) -> bool:
+        """Whether a line counts as things are; every job is in one that does."""
+        return True
+
+    def rank(self, job: Job, view: View) -> float | None:
+        """Where a job's line stands among all that have a rank, the smallest first, until `moved_lines` names it.
+
+        None where it has none, because its place among the lines changes with time: its head is scored for each decision.
+        """
+        return None
+
+    def moved_lines(self, job: Job, view: View) -> tuple[Hashable, ...]:
+        """Lines that may have another rank after `job` began or ended."""
+        return ()
+
+    def basis(self, view: View) -> Hashable:
+        """What all places depend on: when it changes, all jobs are filed anew."""
+        return None
+
+
+class FirstInFirstOut(PriorityStrategy):
+    """By submission."""
+
+    name = "fifo"
+
+    def score(self, job: Job, view: View, now: float) -> float:
+        return -job.submitted_at
+
+    def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
+        return ((None, job.submitted_at),)
+
+
+class LastInFirstOut(PriorityStrategy):
+    """By submission, the newest first."""
+
+    name = "lifo"
+
+    def score(self, job: Job, view: View, now: float) -> float:
+        return job.submitted_at
+
+    def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
+        return ((None, -job.submitted_at),)
+
+
+class UserPriority(PriorityStrategy):
+    """By the priority that the user gave."""
+
+    name = "priority"
+
+    def score(self, job: Job, view: View, now: float) -> float:
+        return float(job.priority)
+
+    def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
+        return ((None, -float(job.priority)),)
+
+
+class ShortestJobFirst(PriorityStrategy):
+    """By the expected duration, the shortest first.
+
+    A line for each class of jobs that is known, ranked by its duration, and one for all others: unknown jobs take equally long.
+    """
+
+    name = "sjf"
+
+    def score(self, job: Job, view: View, now: float) -> float:
+        return -view.durations.expected_s(job)
+
+    def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
+        if view.durations.is_empty:
+            return ((None, view.durations.expected_s(job)),)
+        return (((view.durations.likeness(job) if view.durations.is_known(job) else None), 0.0),)
+
+    def rank(self, job: Job, view: View) -> float | None:
+        return view.durations.expected_s(job) if view.durations.is_known(job) else None
+
+    def moved_lines(self, job: Job, view: View) -> tuple[Hashable, ...]:
+        return (view.durations.likeness(job),)
+
+    def basis(self, view: View) -> Hashable:
+        return view.durations.is_empty, view.durations.known_classes
+
+
+class Weighted(PriorityStrategy):
+    """Half by priority, three tenths by the wait up to an hour, a fifth by smallness.
+
+    All waits of less than an hour grow alike, so those jobs keep their order; so do those that waited longer.
+    """
+
+    name = "weighted"
+    _PRIORITY, _WAIT, _SIZE = 0.5, 0.3, 0.2
+
+    def score(self, job: Job, view: View, now: float) -> float:
+        waited = min((now - job.submitted_at) / _CAPPED_AFTER_S, 1.0)
+        return (
+            self._PRIORITY * job.priority / _HIGHEST
+            + self._WAIT * waited
+            + self._SIZE * (1.0 - view.relative_size(job))
+        )
+
+    def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
+        is_capped = self.refile_at(job, now) is None
+        at = job.submitted_at + _CAPPED_AFTER_S if is_capped else view.epoch
+        return ((is_capped, -self.score(job, view, at)),)
+
+    def refile_at(self, job: Job, now: float) -> float | None:
+        capped_at = job.submitted_at + _CAPPED_AFTER_S
+        return capped_at if now < capped_at else None
+
+
+class FairShare(PriorityStrategy):
+    """By what the owner used lately and runs now, in relation to the owner's share. A line for each owner.
+
+    What all owners used is forgotten alike, so owners of whom nothing runs keep their order.
+    """
+
+    name = "fair_share"
+
+    def score(self, job: Job, view: View, now: float) -> float:
+        return -view.usage.charge(job.owner, now) / view.weights.get(job.owner, 1.0)
+
+    def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
+        return ((job.owner, 0.0),)
+
+    def rank(self, job: Job, view: View) -> float | None:
+        if view.usage.running(job.owner):
+            return None
+        return view.usage.log2_of_ended(job.owner, view.epoch) - math.log2(view.weights.get(job.owner, 1.0))
+
+    def moved_lines(self, job: Job, view: View) -> tuple[Hashable, ...]:
+        return (job.owner,)
+
+
+class EarliestDeadlineFirst(PriorityStrategy):
+    """By the deadline; jobs without one come after all that have one."""
+
+    name = "edf"
+
+    def score(self, job: Job, view: View, now: float) -> float:
+        return float("-inf") if job.deadline is None else -(job.deadline - now)
+
+    def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
+        return ((None, float("inf") if job.deadline is None else job.deadline),)
+
+
+class Adaptive(PriorityStrategy):
+    """Small jobs first under high load, large ones under low load, otherwise by submission; three tenths by priority.
+
+    For each priority a line of each of these orders, of which the load chooses one.
+    """
+
+    name = "adaptive"
+
+    def score(self, job: Job, view: View, now: float) -> float:
+        order = self._order(view)
+        if order == "small":
+            place = 1.0 - view.relative_size(job)
+        else:
+            place = view.relative_size(job) if order == "large" else view.fifo_rank(job)
+        return 0.7 * place + 0.3 * job.priority / _HIGHEST
+
+    def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
+        size = view.relative_size(job)
+        return (
+            (("small", job.priority), size),
+            (("large", job.priority), -size),
+            (("fifo", job.priority), job.submitted_at),
+        )
+
+    def consults(self, line: Hashable, view: View) -> bool:
+        assert isinstance(line, tuple)
+        return bool(line[0] == self._order(view))
+
+    def _order(self, view: View) -> str:
+        return "small" if view.load > _BUSY else "large" if view.load < _IDLE else "fifo"
+
+
+STRATEGIES: Final[Mapping[str, type[PriorityStrategy]]] = MappingProxyType(
+    {
+        strategy.name: strategy
+        for strategy in (
+            FirstInFirstOut,
+            LastInFirstOut,
+            UserPriority,
+            ShortestJobFirst,
+            Weighted,
+            FairShare,
+            EarliestDeadlineFirst,
+            Adaptive,
+        )
+    }
+)
+
+
+def create_priority_strategy(name: str) -> PriorityStrategy:
+    """The strategy of that name.
+
+    Raises:
+        ValueError: There is none; the message lists the names.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"there is no priority strategy {name!r}; there are {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]()

@@ -1,0 +1,36 @@
+"""The two example programs, run to their end with the bundled model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rayzyme.workflows.result import TaskStatus
+from rayzyme_actors.demos import HYDROLYSES, demo_advanced, demo_simple
+
+
+def test_the_simple_demo_screens_two_reactions(tmp_path: Path) -> None:
+    """D68"""
+    lines: list[str] = []
+    result = demo_simple(tmp_path / "out", lines.append)
+    assert result.success, result.error
+    written = json.loads((tmp_path / "out" / "screening_results.json").read_text())
+    assert [len(found["hits"]) for found in written["results"]] == [10, 10]
+    assert [found["reaction_id"] for found in written["results"]] == list(HYDROLYSES)
+    assert lines[0].startswith("job_")
+    assert any(line.startswith("demo_simple: completed after") for line in lines)
+
+
+def test_the_advanced_demo_runs_two_jobs_at_once_and_tells_of_them(tmp_path: Path) -> None:
+    """D68"""
+    lines: list[str] = []
+    results = demo_advanced(tmp_path / "out", lines.append)
+    assert {name: result.success for name, result in results.items()} == {"urgent": True, "other": True}
+    starts, ends = ([getattr(result, moment) for result in results.values()] for moment in ("start_time", "end_time"))
+    assert max(starts) < min(ends), "the jobs ran one after the other"
+    assert "0 queued, 0 running (at most 2), 2 completed" in lines
+    for name, result in results.items():
+        screening = result.get_task_result("run_screening")
+        assert screening is not None
+        assert screening.status is TaskStatus.COMPLETED
+        assert (tmp_path / "out" / name / "screening_results.csv").is_file()

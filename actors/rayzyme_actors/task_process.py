@@ -198,19 +198,35 @@ class _Services:
 
 
 class _Reporting:
-    """The progress of an attempt on its way to the runner, thinned out; the end always arrives."""
+    """The progress of an attempt on its way to the runner, thinned out; the newest always arrives."""
 
     def __init__(self, runner: Any, assignment: Assignment) -> None:
         self._runner, self._assignment = runner, assignment
-        self._next = 0.0
+        self._lock = threading.Lock()
+        self._newest: tuple[float, str] | None = None
+        self._timer: threading.Timer | None = None
 
     def __call__(self, percentage: float, message: str) -> None:
-        now = time.monotonic()
-        if now < self._next and percentage < 100:
-            return
-        self._next = now + _PROGRESS_INTERVAL_S
-        told = self._assignment
-        self._runner.progress.remote(told.job_id, told.job_attempt, told.task, told.attempt, percentage, message)
+        with self._lock:
+            self._newest = (percentage, message)
+            if self._timer is None:
+                self._send()
+                self._timer = threading.Timer(_PROGRESS_INTERVAL_S, self._after_a_while)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _after_a_while(self) -> None:
+        with self._lock:
+            self._timer = None
+            newest = self._newest
+        if newest is not None:
+            self(*newest)
+
+    def _send(self) -> None:
+        if self._newest is not None:
+            told = self._assignment
+            self._runner.progress.remote(told.job_id, told.job_attempt, told.task, told.attempt, *self._newest)
+            self._newest = None
 
 
 class _MemoryLimit:

@@ -15,6 +15,7 @@ sys.path.append(str(IMPORTABLE))
 
 import sample_tasks  # noqa: E402 - found by the line above
 
+from rayzyme.settings import use_settings  # noqa: E402
 from rayzyme.workflows import FunctionTask, TaskConfig, Workflow, WorkflowBuilder  # noqa: E402
 
 __all__ = ["IMPORTABLE", "dispatcher_of_its_own", "function_task", "lines", "sample_tasks", "until", "workflow_of"]
@@ -38,6 +39,7 @@ def dispatcher_of_its_own(**sections: Any) -> Iterator[Any]:
     finally:
         dispatcher.stop(wait=False)
         stop_scheduler(dispatcher.settings)
+        use_settings(None)
 
 
 def function_task(name: str, function: Callable[..., Any], depends_on: list[str] | None = None, **config: Any) -> FunctionTask:

@@ -119,15 +119,6 @@ def test_a_task_that_only_memory_held_ends_failed_with_the_reason_when_that_is_l
     assert "cannot be imported by other processes" in result.error
 
 
-def test_a_job_that_always_loses_its_process_fails_with_the_count(dispatcher: Any, tmp_path: Path) -> None:
-    """D17"""
-    task = function_task("deadly", sample_tasks.die, params={"log": str(tmp_path / "log"), "always": True}, max_retries=0)
-    result = dispatcher.wait_for_job(dispatcher.submit_task(task), timeout=120)
-    assert result.status == "failed"
-    assert "lost its worker 5 times" in result.error
-    assert len(lines(tmp_path / "log")) == 5
-
-
 def test_a_result_that_comes_too_late_is_refused_and_its_file_is_never_seen(dispatcher: Any, tmp_path: Path) -> None:
     """D20: a runner that was stopped for longer than its lease wakes up when another has taken its job over"""
     log, until_file = tmp_path / "log", tmp_path / "until"

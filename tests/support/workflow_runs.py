@@ -33,7 +33,9 @@ from rayzyme.workflows.run_events import (
 
 def planned(name: str, *depends_on: str, **config: Any) -> PlannedTask:
     """A task that runs nothing."""
-    return PlannedTask(name, TaskConfig(name, **{"retry_jitter": 0, **config}), {"name": name, "type": "m:f"}, depends_on)
+    return PlannedTask(
+        name, TaskConfig(name, **{"retry_jitter": 0, **config}), {"name": name, "type": "m:f"}, depends_on
+    )
 
 
 def added(name: str, *depends_on: str) -> dict[str, Any]:
@@ -78,7 +80,9 @@ class Story:
         )
         return self._take(self.run.begin(self.now))
 
-    def complete(self, name: str, output: Any = None, shared: Mapping[str, Any] | None = None, **more: Any) -> list[str]:
+    def complete(
+        self, name: str, output: Any = None, shared: Mapping[str, Any] | None = None, **more: Any
+    ) -> list[str]:
         """A task completes."""
         writes = {key: store_value(value, Path(), key) for key, value in (shared or {}).items()}
         outcome = TaskOutcome(
@@ -153,6 +157,8 @@ class Story:
         before = self.rows.get(change.task)
         known = {} if before is None else {item.name: getattr(before, item.name) for item in fields(before)}
         assert change.attempt >= known.get("attempt", 0), "attempts only grow"
+        if known.get("state") is JobState.COMPLETED and change.state is not JobState.COMPLETED:
+            assert change.attempt > known["attempt"], "what was committed is not undone"
         self.rows[change.task] = TaskRecord(
             **{**known, **change.values, "name": change.task, "state": change.state, "attempt": change.attempt}
         )

@@ -90,7 +90,11 @@ def test_the_context_is_filled_on_every_run(tmp_path: Path) -> None:
     assert context.start_time is not None
     assert context.start_time.timestamp() == 5.0
     assert (context.memory_limit_mb or 0) > 100
-    assert (context.config, dict(context.inputs), dict(context.shared_state)) == ({"x": 1}, {"before": [1]}, {"key": "value"})
+    assert (context.config, dict(context.inputs), dict(context.shared_state)) == (
+        {"x": 1},
+        {"before": [1]},
+        {"key": "value"},
+    )
     assert context.services == "services"
     assert told == [(50, "half"), (100, "")]
     assert json.loads(json.dumps(outcome.metrics)) == {"n": 3}
@@ -100,7 +104,11 @@ def test_the_context_is_filled_on_every_run(tmp_path: Path) -> None:
 def test_an_exception_is_a_failure_with_its_class_and_traceback() -> None:
     """D17, D24"""
     outcome = run(lambda _: 1 / 0)
-    assert (outcome.state, outcome.error_class, outcome.error) == (JobState.FAILED, "ZeroDivisionError", "division by zero")
+    assert (outcome.state, outcome.error_class, outcome.error) == (
+        JobState.FAILED,
+        "ZeroDivisionError",
+        "division by zero",
+    )
     assert "1 / 0" in (outcome.error_traceback or "")
     assert not outcome.is_final
 
@@ -123,7 +131,12 @@ def test_an_error_that_is_not_in_retry_on_errors_is_final_raised_or_returned(is_
 def test_a_returned_failure_is_a_failure() -> None:
     """D24"""
     outcome = run(lambda _: TaskResult(TaskStatus.FAILED, error="bad", metadata={"row": 3}))
-    assert (outcome.state, outcome.error, outcome.metadata, outcome.is_final) == (JobState.FAILED, "bad", {"row": 3}, False)
+    assert (outcome.state, outcome.error, outcome.metadata, outcome.is_final) == (
+        JobState.FAILED,
+        "bad",
+        {"row": 3},
+        False,
+    )
     assert run(lambda _: TaskResult(TaskStatus.PENDING)).state is JobState.FAILED
 
 
@@ -136,7 +149,8 @@ def test_inputs_that_are_not_valid_end_the_task_without_a_retry() -> None:
 
 
 @pytest.mark.parametrize(
-    "work", [lambda _: 1, lambda _: 1 / 0, lambda _: exit(3), lambda _: threading.Event().nonsense]  # type: ignore[attr-defined]
+    "work",
+    [lambda _: 1, lambda _: 1 / 0, lambda _: exit(3), lambda _: threading.Event().nonsense],  # type: ignore[attr-defined]
 )
 def test_cleanup_runs_once_and_its_failure_is_only_logged(work: Any, caplog: pytest.LogCaptureFixture) -> None:
     """D22"""

@@ -17,7 +17,9 @@ from rayzyme.workflows import processes
 from rayzyme.workflows.processes import MARKER, marked, stop_marked
 
 GRANDCHILDREN = "setsid sleep 300 & setsid sh -c 'sleep 301 & sleep 302' & (sleep 303 &) ; echo ready; wait"
-STUBBORN = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(300)"
+STUBBORN = (
+    "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(300)"
+)
 
 
 @pytest.fixture
@@ -93,9 +95,20 @@ def test_without_grace_it_is_killed_at_once(marker: str) -> None:
     assert process.wait(10) == -9
 
 
-def test_others_and_this_process_are_left_alone(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_carries_the_marker_does_not_end_itself(marker: str) -> None:
     """D18"""
-    monkeypatch.setenv(MARKER, marker)
+    program = (
+        "import sys\nfrom rayzyme.workflows.processes import marked, stop_marked\n"
+        "print(marked(sys.argv[1]), stop_marked(sys.argv[1], 0.0))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, marker], env=os.environ | {MARKER: marker}, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (0, "[] []\n")
+
+
+def test_other_attempts_are_left_alone(marker: str) -> None:
+    """D18"""
     other = start(f"{marker}0", "sh", "-c", "echo ready; sleep 300")
     assert marked(marker) == []
     assert stop_marked(marker, 0.0) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -40,7 +41,7 @@ def stories(draw: st.DrawFn) -> Story:
 
 
 def step(story: Story, data: st.DataObject) -> None:
-    """Let something happen that can."""
+    """Let something happen that can; a task that is being stopped does so sooner or later."""
     stopping = [name for name in story.running if story.run.tasks[name].stopping is not None]
     if stopping and data.draw(st.integers(0, 5)):
         story.stopped(data.draw(st.sampled_from(stopping)))
@@ -48,28 +49,44 @@ def step(story: Story, data: st.DataObject) -> None:
     options: list[Any] = [story.begin]
     if story.run.next_wake() is not None:
         options += [story.wake] * 2
-    for name in story.running:
-        options += [lambda name=name: story.complete(name)] * 4
-        options += [lambda name=name: story.fail(name), lambda name=name: story.lose(name)]
-    if data.draw(st.integers(0, 30)) == 0:
+    for name in [name for name in story.running if name not in stopping]:
+        options += [partial(story.complete, name)] * 4
+        options += [partial(story.fail, name), partial(story.lose, name)]
+    if data.draw(st.integers(0, 30)) == 30:
         options = [story.cancel]
     data.draw(st.sampled_from(options))()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def settle(story: Story) -> None:
+    """Let everything go well from here on."""
+    for _ in range(100):
+        if story.finished is not None:
+            return
+        name = next(iter(story.running), None)
+        if name is None:
+            story.wake()
+        elif story.run.tasks[name].stopping is not None:
+            story.stopped(name)
+        else:
+            story.complete(name)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(story=stories(), data=st.data())
 def test_every_run_comes_to_an_end_that_fits_its_tasks(story: Story, data: st.DataObject) -> None:
     """D32, D33, D34, D38"""
     committed: set[str] = set()
     story.begin()
-    for _ in range(300):
+    for number in range(80):
         if story.finished is not None:
             if not story.finished.retry_workflow:
                 break
             assert story.plan.config.max_workflow_retries == 1
             story.begin()
-            continue
-        step(story, data)
+        elif number < 40:
+            step(story, data)
+        else:
+            settle(story)
         for name in story.told:
             if name.startswith("start"):
                 assert name.split()[1].split(".")[0] not in committed, "what is committed does not run again"
@@ -79,7 +96,9 @@ def test_every_run_comes_to_an_end_that_fits_its_tasks(story: Story, data: st.Da
     assert not story.running
     states = story.states()
     assert set(states.values()) <= set(ENDS), "each task that has a row is at its end"
-    assert finished.failed_tasks == tuple(task.name for task in story.run.plan.tasks if states.get(task.name) == "failed")
+    assert finished.failed_tasks == tuple(
+        task.name for task in story.run.plan.tasks if states.get(task.name) == "failed"
+    )
     if finished.state.value == "completed":
         assert set(states) == set(story.plan.tasks_by_name)
         assert not finished.failed_tasks or story.plan.config.continue_on_error
@@ -87,7 +106,7 @@ def test_every_run_comes_to_an_end_that_fits_its_tasks(story: Story, data: st.Da
     assert len(set(story.began)) == len(story.began), "no attempt begins twice"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(story=stories(), data=st.data())
 def test_the_same_events_give_the_same_commands(story: Story, data: st.DataObject) -> None:
     """D32"""

@@ -160,7 +160,9 @@ def test_a_task_that_only_had_to_give_its_output_again_does_not_change_the_plan_
 
 def test_a_retried_workflow_runs_only_what_has_no_committed_result() -> None:
     """D34"""
-    story = Story(planned("a"), planned("b", "a", max_retries=1, retry_delay=0), planned("c", "b"), max_workflow_retries=1)
+    story = Story(
+        planned("a"), planned("b", "a", max_retries=1, retry_delay=0), planned("c", "b"), max_workflow_retries=1
+    )
     story.begin()
     story.complete("a")
     story.fail("b")

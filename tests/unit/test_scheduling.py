@@ -351,6 +351,36 @@ def test_a_reservation_holds_what_is_free_already_too() -> None:
     assert driven.finish(0, at=2) == ["job_1", "job_3"]
 
 
+def test_a_job_that_others_go_before_is_not_passed_over() -> None:
+    """D44"""
+    driven = Driven({"gpu": 2.0}, max_concurrent_jobs=99, strategy="priority", max_bypass=1)
+    driven.queue(needing(0, gpu=1), replace(needing(1, gpu=2), priority=TaskPriority.LOW))
+    for number in range(2, 9):
+        assert started(driven.queue(needing(number, gpu=1))) == [f"job_{number}"]
+        driven.finish(number, at=number)
+    assert driven.machine.explain("job_1", NOON).times_passed_over == 0
+
+
+def test_passes_are_kept_when_another_job_comes_before_the_one_that_was_passed() -> None:
+    """D44"""
+    driven = Driven({"gpu": 2.0}, max_concurrent_jobs=99, strategy="priority", max_bypass=2)
+    driven.queue(needing(0, gpu=1), needing(1, gpu=2), needing(2, gpu=1))
+    driven.finish(2, at=1)
+    assert started(driven.queue(replace(needing(3, gpu=2), priority=TaskPriority.HIGH), needing(4, gpu=1))) == ["job_4"]
+    driven.finish(4, at=2)
+    assert driven.queue(needing(5, gpu=1), at=3) == []
+    assert driven.finish(0, at=4) == ["job_1"]
+
+
+def test_nothing_is_reserved_for_a_job_that_waits_for_its_own_owner() -> None:
+    """D44, D50"""
+    driven = Driven(max_concurrent_jobs=2, quotas={"anna": OwnerQuota(running=1)}, max_bypass=1)
+    driven.queue(queued(0), queued(1))
+    for number in range(2, 9):
+        assert started(driven.queue(queued(number, owner="bert"), at=number)) == [f"job_{number}"]
+        driven.finish(number, at=number)
+
+
 def test_nothing_is_reserved_for_a_job_that_cannot_ever_fit() -> None:
     """D44"""
     driven = Driven({"gpu": 2.0}, max_concurrent_jobs=1, max_bypass=1)

@@ -60,7 +60,9 @@ def test_a_function_is_stored_as_its_path_and_loaded_by_another_process(tmp_path
         "outcome = run_assignment(Assignment('job_1', 'n', 'f', 1, 1, json.loads(sys.argv[1])))\n"
         "print(outcome.output['value'])"
     )
-    ran = subprocess.run([sys.executable, "-c", program, json.dumps(document)], cwd=tmp_path, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(document)], cwd=tmp_path, capture_output=True, text=True
+    )
     assert (ran.stdout, ran.stderr) == ("8\n", "")
 
 
@@ -216,7 +218,9 @@ def test_a_plan_change_is_stored_or_refused() -> None:
 
 
 def plan_of(*configs: TaskConfig) -> Any:
-    return plan_from_spec(to_spec(workflow_of(*(FunctionTask(config.name, answer, config) for config in configs))).document)
+    return plan_from_spec(
+        to_spec(workflow_of(*(FunctionTask(config.name, answer, config) for config in configs))).document
+    )
 
 
 def test_a_job_needs_a_slot_and_the_most_that_one_task_asks_for() -> None:

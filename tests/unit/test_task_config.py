@@ -96,7 +96,12 @@ def test_errors_worth_a_retry_are_known_by_class_and_base_class() -> None:
 def test_a_config_comes_back_from_its_document_without_any_import() -> None:
     """D29"""
     config = TaskConfig(
-        "t", priority=TaskPriority.HIGH, timeout=2, retry_on_errors=[ValueError], task_params={"size": (1, 2)}, num_cpus=2
+        "t",
+        priority=TaskPriority.HIGH,
+        timeout=2,
+        retry_on_errors=[ValueError],
+        task_params={"size": (1, 2)},
+        num_cpus=2,
     )
     document = config.to_document()
     assert document == {

@@ -34,7 +34,9 @@ def test_a_file_appears_under_its_final_path_only_when_it_is_published(context: 
     assert [one.how for one in publish(manifest)] == ["already there"] * 2
 
 
-def test_publishing_that_was_killed_anywhere_is_completed_by_publishing_again(context: TaskContext, tmp_path: Path) -> None:
+def test_publishing_that_was_killed_anywhere_is_completed_by_publishing_again(
+    context: TaskContext, tmp_path: Path
+) -> None:
     """D19, D20"""
     step, survived = 0, False
     while not survived:
@@ -48,9 +50,7 @@ def test_publishing_that_was_killed_anywhere_is_completed_by_publishing_again(co
     assert step > 3
 
 
-def test_files_go_to_another_file_system_by_a_copy_that_is_renamed(
-    context: TaskContext, small_disk: Path
-) -> None:
+def test_files_go_to_another_file_system_by_a_copy_that_is_renamed(context: TaskContext, small_disk: Path) -> None:
     """D20"""
     source = context.output_file(small_disk / "out" / "a.txt")
     source.write_text("one")
@@ -73,7 +73,9 @@ def test_a_file_that_is_neither_here_nor_there_is_named(context: TaskContext, tm
     assert (tmp_path / "results" / "a.txt").read_text() == "six"
 
 
-def test_asking_again_gives_the_same_path_and_what_is_not_written_is_not_published(context: TaskContext, tmp_path: Path) -> None:
+def test_asking_again_gives_the_same_path_and_what_is_not_written_is_not_published(
+    context: TaskContext, tmp_path: Path
+) -> None:
     """D20"""
     assert context.output_file(tmp_path / "a.txt") == context.output_file(str(tmp_path / "a.txt"))
     assert context.output_file(tmp_path / "b" / "a.txt") != context.output_file(tmp_path / "a.txt")

@@ -95,7 +95,7 @@ class LeaseBook:
             rows = self._connection.execute(
                 select(Lease.purpose, func.max(Lease.token)).where(Lease.purpose.in_(part)).group_by(Lease.purpose)
             )
-            tokens |= dict(rows.tuples().all())
+            tokens |= dict(rows.all())
         return tokens
 
     def _read(self, resources: Collection[str], releasing: Collection[str]) -> None:
@@ -103,7 +103,7 @@ class LeaseBook:
         held = self._connection.execute(
             select(Lease.resource, func.sum(Lease.amount)).where(Lease.resource.in_(resources)).group_by(Lease.resource)
         )
-        self._held = dict(held.tuples().all())
+        self._held = dict(held.all())
         for part in chunks(releasing):
             rows = self._connection.execute(
                 select(Lease.purpose, Lease.resource, Lease.amount).where(Lease.purpose.in_(part))

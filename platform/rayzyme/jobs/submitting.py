@@ -186,7 +186,7 @@ def _queued(connection: Connection, calls: Sequence[Call]) -> Counter[str]:
         .where(JOB.c.owner.in_(owners), JOB.c.state == JobState.QUEUED.value)
         .group_by(JOB.c.owner)
     )
-    return Counter(dict(rows.tuples().all()))
+    return Counter(dict(rows.all()))
 
 
 def _write(connection: Connection, accepted: Sequence[tuple[str, CheckedRequest]], now: float, actor: str) -> None:

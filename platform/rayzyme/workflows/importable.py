@@ -112,7 +112,9 @@ def _imported(name: str, search: str | None) -> ModuleType:
         return module
     file = _file(module)
     if not Path(file).is_relative_to(search):
-        raise NotFound(f"module {name} is {file} in this process, and not the one of the task under {search}; rename one")
+        raise NotFound(
+            f"module {name} is {file} in this process, and not the one of the task under {search}; rename one"
+        )
     return _as_it_is_now(module, file)
 
 

@@ -10,19 +10,16 @@ over. What it must remember stands in the `TaskChange`s that it gives out, so th
 
 from __future__ import annotations
 
-import builtins
-import heapq
 from collections.abc import Mapping
 from typing import Any
 
-import rayzyme.errors
-from rayzyme.errors import InvalidInput, TaskTimeout
+from rayzyme.errors import InvalidInput, MemoryLimitExceeded, TaskTimeout
 from rayzyme.jobs.changes import TaskChange
 from rayzyme.jobs.faults import classify, lost_too_often
 from rayzyme.jobs.retries import SITE_RETRIES
 from rayzyme.jobs.states import JobState
+from rayzyme.workflows import run_changes
 from rayzyme.workflows.outcome import TaskOutcome
-from rayzyme.workflows.outputs import as_record, is_durable
 from rayzyme.workflows.plan import Plan
 from rayzyme.workflows.run_events import (
     CancelRun,
@@ -38,10 +35,12 @@ from rayzyme.workflows.run_events import (
     TaskRun,
     TaskStopped,
 )
+from rayzyme.workflows.run_order import StartOrder
 from rayzyme.workflows.run_restoring import restored
 
 MAX_SITE_FAULTS = 5
-_NO_ERROR: Mapping[str, Any] = {"error_class": None, "error_message": None, "error_traceback": None}
+# What happens to a task's process; of all other errors that process has judged whether they are worth a retry.
+_JUDGED_HERE = {error.__name__: error for error in (TaskTimeout, MemoryLimitExceeded)}
 
 
 class WorkflowRun:
@@ -76,7 +75,7 @@ class WorkflowRun:
         self._memories = dict(memories or {})
         self._max_site_faults = max_site_faults
         self._workflow_retries = max((memory.workflow_retries for memory in self._memories.values()), default=0)
-        self.plan, self.tasks, self._plan_changes = restored(plan, self._memories)
+        self.plan, self.tasks, self._plan_changes = restored(plan, self._memories, self._workflow_retries)
         self._limit = min(plan.config.max_parallel_tasks, max_workers)
         self._running: set[str] = set()
         self._deadline: float | None = None
@@ -86,15 +85,14 @@ class WorkflowRun:
         self._stopped: dict[str, dict[str, Any]] = {}
         self._withheld: dict[str, TaskChange] = {}
         self._commands: list[RunCommand] = []
-        self._unmet: dict[str, int] = {}
-        self._ready: list[tuple[int, str]] = []
-        self._delayed: dict[str, float] = {}
+        self._order = StartOrder()
 
     def begin(self, now: float) -> list[RunCommand]:
         """Start what can start."""
         self._commands = []
         timeout = self.plan.config.timeout
         self._deadline = None if timeout is None else now + timeout
+        self._order.rebuild(self.plan, self.tasks)
         for name in list(self.tasks):
             task = self.tasks[name]
             if task.state is JobState.FAILED:
@@ -103,7 +101,6 @@ class WorkflowRun:
                 self._lost(name, "the runner of its job was lost", now)
             elif task.state is JobState.COMPLETED and (self._plan_changes.get(name) or {}).get("stop_children"):
                 self._cancel_descendants(name, "stopped_by")
-        self._file_all()
         self._go_on(now)
         return self._commands
 
@@ -132,7 +129,7 @@ class WorkflowRun:
         if self._is_over or self._ending is not None:
             return None
         times = [self.tasks[name].deadline for name in self._running if self.tasks[name].stopping is None]
-        times += [self._deadline, min(self._delayed.values(), default=None)]
+        times += [self._deadline, self._order.next_time]
         return min((time for time in times if time is not None), default=None)
 
     def check_invariants(self) -> None:
@@ -148,17 +145,13 @@ class WorkflowRun:
         if self._is_over:
             assert not self._running, "over, and tasks run"
             return
-        for task in self.plan.tasks:
-            unmet = [name for name in task.depends_on if states[name] is not JobState.COMPLETED]
-            assert not (unmet and task.name in self._running), f"{task.name} runs before {unmet}"
-            assert self._unmet[task.name] == len(unmet), f"{task.name} waits for {unmet}"
-        ready = {name for _, name in self._ready}
-        assert not ready & self._delayed.keys(), "ready and delayed at once"
-        startable = {name for name in states if states[name] is JobState.QUEUED and not self._unmet[name]}
-        assert ready | self._delayed.keys() == startable, "what can start is not what is filed"
+        self._order.check()
+        for name in self._running:
+            unmet = [one for one in self.plan.tasks_by_name[name].depends_on if states[one] is not JobState.COMPLETED]
+            assert not unmet, f"{name} runs before {unmet}"
         if self._ending is None:
-            assert self._running or startable, "nothing runs, nothing can start, and it is not over"
-            assert len(self._running) == self._limit or not ready, "idle although a task could start"
+            assert self._running or self._order, "nothing runs, nothing can start, and it is not over"
+            assert len(self._running) == self._limit or not self._order.has_ready, "idle although a task could start"
 
     def _is_at(self, name: str, attempt: int) -> bool:
         task = self.tasks.get(name)
@@ -170,9 +163,9 @@ class WorkflowRun:
         if self._ending is None:
             self._look_at_clock(now)
         if self._ending is None:
-            while self._ready and len(self._running) < self._limit:
-                self._start(heapq.heappop(self._ready)[1], now)
-            if not self._running and not self._delayed:
+            for name in self._order.take(self._limit - len(self._running)):
+                self._start(name, now)
+            if not self._running and not self._order:
                 self._conclude()
         if self._ending is not None and not self._running:
             self._finish(self._ending)
@@ -188,9 +181,7 @@ class WorkflowRun:
             task = self.tasks[name]
             if task.deadline is not None and now >= task.deadline and task.stopping is None:
                 self._stop(name, self._timeout_message(name))
-        for name in [name for name, time in self._delayed.items() if time <= now]:
-            del self._delayed[name]
-            self._file(name)
+        self._order.note_time(now)
 
     def _start(self, name: str, now: float) -> None:
         task, config = self.tasks[name], self.plan.tasks_by_name[name].config
@@ -198,14 +189,8 @@ class WorkflowRun:
         task.attempt += 1
         task.not_before = None
         task.deadline = None if config.timeout is None else now + config.timeout
-        values: dict[str, Any] = {"not_before": None}
-        if task.why_again is not None:
-            values["metadata"] = self._counts(task) | {"run_again": task.why_again}
         self._running.add(name)
-        self._commands += [
-            TaskChange(name, task.attempt, JobState.RUNNING, values, {"leased": now}),
-            StartTask(name, task.attempt),
-        ]
+        self._commands += [run_changes.begun(name, task, now, self._used(task)), StartTask(name, task.attempt)]
 
     def _stop(self, name: str, reason: str) -> None:
         task = self.tasks[name]
@@ -252,31 +237,19 @@ class WorkflowRun:
             self._plan_changes[name] = change
         self._leave(name, JobState.COMPLETED)
         task.shared_keys = tuple(outcome.shared_writes)
-        values = {
-            **_NO_ERROR,
-            "output": as_record(outcome.output),
-            "shared_writes": {key: as_record(value) for key, value in outcome.shared_writes.items()},
-            "plan_change": self._plan_changes.get(name),
-            "manifest": [dict(file) for file in outcome.manifest],
-            "metrics": dict(outcome.metrics),
-            "metadata": {**outcome.metadata, **self._counts(task, "workflow_retries")},
-            "durable": is_durable(outcome.output) and all(map(is_durable, outcome.shared_writes.values())),
-            "not_before": None,
-        }
-        self._commands.append(TaskChange(name, task.attempt, JobState.COMPLETED, values, _hops(outcome)))
+        used = self._used(task, "workflow_retries")
+        self._commands.append(run_changes.completed(name, task, outcome, self._plan_changes.get(name), used))
         self._remark_on_conflicts(name)
         if change is not None and is_new_change:
             self._change_plan(plan)
             if change.get("stop_children"):
                 self._cancel_descendants(name, "stopped_by")
         else:
-            for dependent in self.plan.dependents[name]:
-                self._unmet[dependent] -= 1
-                self._file(dependent)
+            self._order.note_completed(name)
 
     def _failed_attempt(self, name: str, outcome: TaskOutcome, now: float) -> None:
         task, config = self.tasks[name], self.plan.tasks_by_name[name].config
-        error = _known_error(outcome.error_class)
+        error = _JUDGED_HERE.get(outcome.error_class or "")
         is_worth_it = not outcome.is_final and (error is None or config.retries_on(error))
         if not is_worth_it or task.retries >= config.max_retries:
             self._fail(name, outcome)
@@ -299,16 +272,15 @@ class WorkflowRun:
     def _try_again(self, name: str, outcome: TaskOutcome, not_before: float) -> None:
         self._leave(name, JobState.QUEUED)
         task = self.tasks[name]
-        task.not_before = self._delayed[name] = not_before
-        values = self._error_values(task, outcome) | {"not_before": not_before}
-        self._commands.append(TaskChange(name, task.attempt, JobState.QUEUED, values, _hops(outcome)))
+        task.not_before = not_before
+        self._order.note_delayed(name)
+        self._commands.append(run_changes.gone_wrong(name, task, outcome, self._used(task)))
 
     def _fail(self, name: str, outcome: TaskOutcome) -> None:
         self._leave(name, JobState.FAILED)
         task = self.tasks[name]
         task.error_class, task.error = outcome.error_class, outcome.error
-        values = self._error_values(task, outcome) | {"not_before": None}
-        self._tell_end(TaskChange(name, task.attempt, JobState.FAILED, values, _hops(outcome)))
+        self._tell_end(run_changes.gone_wrong(name, task, outcome, self._used(task)))
         self._on_failure(name)
 
     def _on_failure(self, name: str) -> None:
@@ -324,9 +296,9 @@ class WorkflowRun:
             task = self.tasks[descendant]
             if task.state is JobState.QUEUED:
                 task.state = JobState.CANCELLED
-                values = {"metadata": self._counts(task) | {"reason": reason, "culprit": name}, "not_before": None}
-                self._tell_end(TaskChange(descendant, task.attempt, JobState.CANCELLED, values))
-        self._unfile_cancelled()
+                why = {"reason": reason, "culprit": name}
+                self._tell_end(run_changes.cancelled(descendant, task, why, self._used(task)))
+        self._order.note_cancelled()
 
     def _end(self, finished: RunFinished, reason: str, why: dict[str, Any]) -> None:
         """Stop what runs; it is over when that has stopped. A user's wish goes before a failure."""
@@ -359,10 +331,10 @@ class WorkflowRun:
                 self._reset(name)
             elif name in self._stopped or task.state is JobState.QUEUED:
                 task.state = JobState.CANCELLED
-                metadata = self._counts(task) | self._why_cancelled | self._stopped.get(name, {})
-                values = {"metadata": metadata, "not_before": None}
-                self._commands.append(TaskChange(name, task.attempt, JobState.CANCELLED, values))
-        self._ready, self._delayed, self._is_over = [], {}, True
+                why = {**self._why_cancelled, **self._stopped.get(name, {})}
+                self._commands.append(run_changes.cancelled(name, task, why, self._used(task)))
+        self._order.clear()
+        self._is_over = True
         self._commands.append(
             RunFinished(finished.state, finished.error_class, finished.error, finished.fault, failed, is_retried)
         )
@@ -370,19 +342,16 @@ class WorkflowRun:
     def _reset(self, name: str) -> None:
         """Have the next run do this task again, with all its retries."""
         task = self.tasks[name]
-        if task.state is JobState.COMPLETED and self.plan.config.retry_failed_tasks:
+        # What has completed keeps its row; where it is to run again, the next run sees that it is of an earlier try.
+        if task.state is JobState.COMPLETED:
             return
         if task.attempt == 0 and task.state is JobState.QUEUED:
             return
-        values = {
-            "metadata": {"workflow_retries": self._workflow_retries + 1}, "not_before": None,
-            "error_class": task.error_class, "error_message": task.error,
-        }  # fmt: skip
         task.state = JobState.QUEUED
         self._commands = [
             command for command in self._commands if not (isinstance(command, TaskChange) and command.task == name)
         ]
-        self._commands.append(TaskChange(name, task.attempt, JobState.QUEUED, values))
+        self._commands.append(run_changes.done_again(name, task, self._workflow_retries + 1))
 
     def _tell_end(self, change: TaskChange) -> None:
         """Where a failure only leads to another run, its row is not to say that it is for good."""
@@ -406,27 +375,7 @@ class WorkflowRun:
             if name not in self.tasks:
                 before = self._memories.get(name)
                 self.tasks[name] = TaskRun(attempt=before.attempt if before is not None else 0)
-        self._file_all()
-
-    def _file_all(self) -> None:
-        done = {name for name, task in self.tasks.items() if task.state is JobState.COMPLETED}
-        self._unmet = {task.name: sum(name not in done for name in task.depends_on) for task in self.plan.tasks}
-        self._ready, self._delayed = [], {}
-        for name in self.plan.tasks_by_name:
-            not_before = self.tasks[name].not_before
-            if not_before is not None and self.tasks[name].state is JobState.QUEUED and not self._unmet[name]:
-                self._delayed[name] = not_before
-            else:
-                self._file(name)
-
-    def _file(self, name: str) -> None:
-        """Put a task where it can be started, if it can."""
-        if self.tasks[name].state is JobState.QUEUED and not self._unmet[name]:
-            heapq.heappush(self._ready, (self.plan.positions[name], name))
-
-    def _unfile_cancelled(self) -> None:
-        self._ready = [entry for entry in self._ready if self.tasks[entry[1]].state is JobState.QUEUED]
-        heapq.heapify(self._ready)
+        self._order.rebuild(self.plan, self.tasks)
 
     def _remark_on_conflicts(self, name: str) -> None:
         keys = set(self.tasks[name].shared_keys)
@@ -439,28 +388,10 @@ class WorkflowRun:
                 text = f"tasks {other} and {name} both wrote {key!r} to the shared state; {winner}, later in the plan, wins"
                 self._commands.append(Remark(text, {"key": key, "tasks": [other, name], "winner": winner}))
 
-    def _error_values(self, task: TaskRun, outcome: TaskOutcome) -> dict[str, Any]:
-        return {
-            "error_class": outcome.error_class, "error_message": outcome.error, "error_traceback": outcome.error_traceback,
-            "metrics": dict(outcome.metrics), "metadata": {**outcome.metadata, **self._counts(task)},
-            "site_faults": task.site_faults,
-        }  # fmt: skip
-
-    def _counts(self, task: TaskRun, *names: str) -> dict[str, Any]:
+    def _used(self, task: TaskRun, *names: str) -> dict[str, int]:
         """What of a task's budgets the next run must know, and stands in no column of its own."""
         counts = {"retries": task.retries, "workflow_retries": self._workflow_retries}
         return {name: count for name, count in counts.items() if count and (not names or name in names)}
 
     def _timeout_message(self, name: str) -> str:
         return f"task {name} ran longer than its timeout of {self.plan.tasks_by_name[name].config.timeout:g} s"
-
-
-def _known_error(name: str | None) -> type[BaseException] | None:
-    """The class of that name of Rayzyme's errors or Python's; None for others, whose process knew them and has judged."""
-    found = getattr(rayzyme.errors, name or "", None) or getattr(builtins, name or "", None)
-    return found if isinstance(found, type) and issubclass(found, BaseException) else None
-
-
-def _hops(outcome: TaskOutcome) -> dict[str, float]:
-    hops = {"started": outcome.started_at, "computed": outcome.computed_at}
-    return {name: moment for name, moment in hops.items() if moment}

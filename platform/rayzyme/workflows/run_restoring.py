@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rayzyme.jobs.states import JobState
@@ -14,11 +15,20 @@ NEEDED_AGAIN = "its output could not be stored and went with the runner; a task 
 PlanChanges = dict[str, Mapping[str, Any]]
 
 
-def restored(plan: Plan, memories: Mapping[str, TaskMemory]) -> tuple[Plan, dict[str, TaskRun], PlanChanges]:
+def restored(
+    plan: Plan, memories: Mapping[str, TaskMemory], workflow_retries: int
+) -> tuple[Plan, dict[str, TaskRun], PlanChanges]:
     """The plan as it is now, where each of its tasks stands, and the changes that were made to it, by task.
 
     A task that was running is left as running: whoever begins has lost it.
+
+    Args:
+        plan: As it was submitted.
+        memories: What is known of its tasks, by name.
+        workflow_retries: How many of the workflow's retries are used, this one included.
     """
+    if not plan.config.retry_failed_tasks:
+        memories = {name: _as_of_this_try(memory, workflow_retries) for name, memory in memories.items()}
     plan, changes = _with_changes(plan, memories)
     tasks = {task.name: _left(memories.get(task.name)) for task in plan.tasks}
     waiting: dict[str, list[str]] = {}
@@ -32,6 +42,12 @@ def restored(plan: Plan, memories: Mapping[str, TaskMemory]) -> tuple[Plan, dict
             for name in in_need:
                 waiting.setdefault(name, []).append(planned.name)
     return plan.with_dependencies(waiting), tasks, changes
+
+
+def _as_of_this_try(memory: TaskMemory, workflow_retries: int) -> TaskMemory:
+    """Where a retried workflow does everything again, what completed in an earlier try has not."""
+    is_of_before = memory.state is JobState.COMPLETED and memory.workflow_retries < workflow_retries
+    return replace(memory, state=JobState.QUEUED) if is_of_before else memory
 
 
 def _with_changes(plan: Plan, memories: Mapping[str, TaskMemory]) -> tuple[Plan, PlanChanges]:

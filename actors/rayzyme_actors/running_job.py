@@ -16,11 +16,11 @@ from typing import Any
 from urllib.parse import quote
 
 import ray
-from rayzyme.jobs.store import JobStore
 
 from rayzyme.errors import RayzymeError
 from rayzyme.jobs.changes import Change, TaskChange
 from rayzyme.jobs.states import JobState
+from rayzyme.jobs.store import JobStore
 from rayzyme.monitoring import get_metrics_collector
 from rayzyme.settings import Settings
 from rayzyme.workflows.execution import Assignment
@@ -37,6 +37,7 @@ from rayzyme.workflows.run_events import (
     RunFinished,
     StartTask,
     StopTask,
+    TaskBegan,
     TaskFinished,
     TaskLost,
     TaskMemory,
@@ -260,7 +261,8 @@ class RunningJob:
         marker = self._markers[command.task, command.attempt] = marker_of(assignment)
         logger.debug("%s begins", marker)
         shape = shape_of(planned, self._settings)
-        future = self._pool.submit(assignment, shape)
+        began = TaskBegan(command.task, command.attempt)
+        future = self._pool.submit(assignment, shape, lambda: self._events.put_nowait(began))
         future.add_done_callback(lambda done: self._on_done(command, done))
 
     def _on_done(self, command: StartTask, done: asyncio.Future[TaskOutcome]) -> None:
@@ -289,8 +291,12 @@ class RunningJob:
     async def _stop(self, command: StopTask) -> None:
         marker = self._markers.get((command.task, command.attempt))
         survivors: list[str] = []
-        if marker is not None:
-            survivors = await self._pool.stop(marker, command.reason, self._settings.cancel.grace)
+        try:
+            if marker is not None:
+                survivors = await self._pool.stop(marker, command.reason, self._settings.cancel.grace)
+        except Exception as error:
+            logger.exception("stopping %s", marker)
+            survivors = [f"unknown: {error}"]
         self._events.put_nowait(TaskStopped(command.task, command.attempt, tuple(survivors)))
 
     def _assignment(self, planned: PlannedTask, attempt: int) -> Assignment:

@@ -10,6 +10,8 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,12 +53,13 @@ class _Work:
     assignment: Assignment
     marker: str
     result: asyncio.Future[TaskOutcome]
-    is_stopped: bool = False
+    on_begin: Callable[[], None]
 
 
 @dataclass(slots=True)
 class _Process:
     handle: Any
+    ready: asyncio.Task[None] = field(init=False)
     works: list[_Work] = field(default_factory=list)
     node: str = ""
     idle_since: float = 0.0
@@ -95,9 +98,9 @@ class TaskPool:
         if not line.idle and not line.busy:
             line.idle.append(self._made(shape))
 
-    def submit(self, assignment: Assignment, shape: Shape) -> asyncio.Future[TaskOutcome]:
-        """Run a task; the future gives its outcome, or raises `ProcessLost`."""
-        work = _Work(assignment, marker_of(assignment), asyncio.get_running_loop().create_future())
+    def submit(self, assignment: Assignment, shape: Shape, on_begin: Callable[[], None]) -> asyncio.Future[TaskOutcome]:
+        """Run a task; the future gives its outcome, or raises `ProcessLost`. `on_begin` is called when it has a process."""
+        work = _Work(assignment, marker_of(assignment), asyncio.get_running_loop().create_future(), on_begin)
         line = self._line(shape)
         line.waiting.append(work)
         self._feed(line)
@@ -179,6 +182,9 @@ class TaskPool:
 
     async def _run(self, line: _Line, process: _Process) -> None:
         try:
+            await process.ready
+            for work in process.works:
+                work.on_begin()
             outcomes = await process.handle.run.remote([work.assignment for work in process.works], _BATCH_BUDGET_S)
         except (ActorDiedError, ActorUnavailableError) as error:
             await self._bury(line, process, str(error))
@@ -220,7 +226,6 @@ class TaskPool:
         self._feed(line)
 
     async def _stop_running(self, process: _Process, work: _Work, reason: str, grace_s: float) -> list[str]:
-        work.is_stopped = True
         try:
             answer = await asyncio.wait_for(
                 process.handle.stop.remote(work.marker, reason, grace_s), grace_s + _ANSWER_S
@@ -259,15 +264,14 @@ class TaskPool:
             .remote(self._settings, self._runner, shape.gpu_memory_mb)
         )  # fmt: skip
         process = _Process(handle, idle_since=time.monotonic())
-        _keep(asyncio.get_running_loop().create_task(_learn_node(process)))
+        process.ready = asyncio.get_running_loop().create_task(_learn_node(process))
         return process
 
 
 async def _learn_node(process: _Process) -> None:
-    try:
+    # What is wrong with it tells its first work.
+    with suppress(RayError):
         process.node = (await process.handle.describe.remote())["node"]
-    except RayError:
-        return  # its first work tells
 
 
 @ray.remote

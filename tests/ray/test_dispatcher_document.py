@@ -47,6 +47,8 @@ def folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         yaml.safe_dump(
             {
                 "checkpoints": {"sources": {"clipzyme_official_v1": weights, "clipzyme_v1": weights}},
+                # One of the document's tasks asks for a GPU.
+                "resources": {"gpu": {"on_missing": "cpu"}},
                 "ray": {"namespace": f"test-{uuid4().hex[:8]}"},
             }
         )

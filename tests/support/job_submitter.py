@@ -13,11 +13,9 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-
-from tests.support.job_samples import SLOT, request, start
+# Beside this script, which is where a script looks first.
+from job_samples import SLOT, request, start
 
 from rayzyme.database import open_database
 from rayzyme.jobs.role import process_identity

@@ -23,6 +23,7 @@ from rayzyme.workflows.run_events import (
     RunFinished,
     StartTask,
     StopTask,
+    TaskBegan,
     TaskFinished,
     TaskLost,
     TaskMemory,
@@ -54,12 +55,14 @@ class Story:
         rows: What was written of each task.
         remarks: What was remarked.
         finished: How it ended.
+        has_processes: Whether what is started has a process at once.
         began: Every start so far, `a.1`, over all attempts of the job.
     """
 
-    def __init__(self, *tasks: PlannedTask, max_workers: int = 9, **config: Any) -> None:
+    def __init__(self, *tasks: PlannedTask, max_workers: int = 9, has_processes: bool = True, **config: Any) -> None:
         self.plan = Plan.of(WorkflowConfig("w", **{"max_parallel_tasks": 9, **config}), list(tasks))
         self._max_workers = max_workers
+        self.has_processes = has_processes
         self.now = 0.0
         self.rows: dict[str, TaskRecord] = {}
         self.began: list[str] = []
@@ -79,6 +82,10 @@ class Story:
             memories={name: TaskMemory.of_row(row) for name, row in self.rows.items()},
         )
         return self._take(self.run.begin(self.now))
+
+    def begins(self, name: str) -> None:
+        """An attempt gets its process; at once, where the story has enough of them."""
+        assert self.run.handle(TaskBegan(name, self.running[name]), self.now) == []
 
     def complete(
         self, name: str, output: Any = None, shared: Mapping[str, Any] | None = None, **more: Any
@@ -151,6 +158,10 @@ class Story:
                     self.finished = command
                     self.told.append("again" if command.retry_workflow else command.state.value)
         self.run.check_invariants()
+        if self.has_processes:
+            for command in commands:
+                if isinstance(command, StartTask):
+                    self.begins(command.task)
         return self.told
 
     def _write(self, change: TaskChange) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -111,11 +112,11 @@ def test_a_zombie_is_gone() -> None:
     if child == 0:
         from rayzyme.jobs.role import process_identity as identity_of_the_child
 
-        os.write(write, repr(identity_of_the_child().to_dict()).encode())
+        os.write(write, json.dumps(identity_of_the_child().to_dict()).encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
-        identity = ProcessIdentity.from_dict(eval(pipe.read()))
+        identity = ProcessIdentity.from_dict(json.load(pipe))
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     assert is_provably_gone(identity)
     os.waitpid(child, 0)

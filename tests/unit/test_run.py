@@ -175,6 +175,17 @@ def test_a_task_that_takes_too_long_is_stopped_and_has_failed() -> None:
     assert story.remarks == ["processes of task a, attempt 2, could not be stopped: sleep (pid 7)"]
 
 
+def test_the_time_that_a_task_waits_for_its_process_does_not_count() -> None:
+    """D25"""
+    story = Story(planned("a", timeout=1), has_processes=False)
+    story.begin()
+    assert story.run.next_wake() is None
+    assert story.wait(50) == []
+    story.begins("a")
+    assert story.wake() == ["stop a.1"]
+    assert story.now == 51
+
+
 def test_what_a_task_gives_while_it_is_being_stopped_does_not_count() -> None:
     """D18, D20"""
     story = Story(planned("a", timeout=1, max_retries=0))

@@ -66,12 +66,16 @@ def differences(database: Database) -> list[str]:
     from alembic.migration import MigrationContext
 
     with database.engine.connect() as connection:
-        if database.schema is not None:
-            # Alembic compares the default schema; the connection that is used for this goes afterwards.
-            connection.execute(text(f'SET search_path TO "{database.schema}"'))
-            connection.dialect.default_schema_name = database.schema
-        found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
-        connection.invalidate()
+        default = connection.dialect.default_schema_name
+        try:
+            if database.schema is not None:
+                # Alembic compares the default schema; this connection is of no other use afterwards.
+                connection.execute(text(f'SET search_path TO "{database.schema}"'))
+                connection.dialect.default_schema_name = database.schema
+            found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+        finally:
+            connection.dialect.default_schema_name = default
+            connection.invalidate()
     return [str(difference) for difference in found]
 
 
@@ -126,7 +130,8 @@ def prune(
     """
     at = now or datetime.now(UTC)
     with database.read() as connection:
-        old = connection.execute(select(JobRow.id, JobRow.public_id, JobRow.version).where(_is_old(before))).all()
+        wanted = select(JobRow.id, JobRow.public_id, JobRow.version).where(_is_old(before)).order_by(JobRow.id)
+        old = connection.execute(wanted).all()
     if not old:
         return Prunable(0, 0, None, None), None
     found = prunable(database, before)

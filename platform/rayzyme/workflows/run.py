@@ -29,6 +29,7 @@ from rayzyme.workflows.run_events import (
     RunFinished,
     StartTask,
     StopTask,
+    TaskBegan,
     TaskFinished,
     TaskLost,
     TaskMemory,
@@ -108,6 +109,9 @@ class WorkflowRun:
         """What follows from an event. Commands are to be carried out in their order; a change holds once it is written."""
         self._commands = []
         match event:
+            case TaskBegan(name, attempt) if self._is_at(name, attempt):
+                timeout = self.plan.tasks_by_name[name].config.timeout
+                self.tasks[name].deadline = None if timeout is None else now + timeout
             case TaskFinished(name, attempt, outcome) if self._is_at(name, attempt):
                 # Of one that is being stopped only the answer counts: it says whether anything is left of it.
                 if self.tasks[name].stopping is None:
@@ -188,7 +192,6 @@ class WorkflowRun:
         task.state = JobState.RUNNING
         task.attempt += 1
         task.not_before = None
-        task.deadline = None if config.timeout is None else now + config.timeout
         self._running.add(name)
         self._commands += [run_changes.begun(name, task, now, self._used(task)), StartTask(name, task.attempt)]
 

@@ -15,6 +15,14 @@ from rayzyme.workflows.outputs import StoredValue, is_durable
 
 
 @dataclass(frozen=True, slots=True)
+class TaskBegan:
+    """An attempt has its process, and its time counts from now; what it waited for one does not."""
+
+    task: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskFinished:
     """An attempt ended by itself."""
 
@@ -53,7 +61,7 @@ class Tick:
     """Time has passed; due at `WorkflowRun.next_wake`."""
 
 
-RunEvent = TaskFinished | TaskLost | TaskStopped | CancelRun | Tick
+RunEvent = TaskBegan | TaskFinished | TaskLost | TaskStopped | CancelRun | Tick
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,9 @@ def sleep_long(context: TaskContext) -> None:
 def start_grandchildren(context: TaskContext) -> None:
     """Have a shell start processes in sessions of their own, and wait for them."""
     Path(context.config["pid"]).write_text(str(os.getpid()))
-    subprocess.run(["/bin/sh", "-c", "setsid sleep 300 & setsid sh -c 'sleep 301 & sleep 302' & sleep 303"], check=False)
+    subprocess.run(
+        ["/bin/sh", "-c", "setsid sleep 300 & setsid sh -c 'sleep 301 & sleep 302' & sleep 303"], check=False
+    )
 
 
 def take_memory(context: TaskContext) -> int:

@@ -1,0 +1,196 @@
+"""Looking after the database: differences are told, the first altered line is found, old jobs go with an archive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+from tests.support.job_samples import ROOM, Clock, change, finish, request, settled, start
+from typer.testing import CliRunner
+
+from rayzyme.database import Database, open_database, record_event
+from rayzyme.database import administration as administration_module
+from rayzyme.database.administration import Altered, differences, first_altered, prunable, prune
+from rayzyme.database.events import digest_of
+from rayzyme.database.tables import JobEvent
+from rayzyme.errors import InsufficientSpace
+from rayzyme.jobs.states import JobState
+from rayzyme.jobs.store import JobStore
+from rayzyme_serve.cli.main import app
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(database_url: str, clock: Clock) -> Iterator[JobStore]:
+    with closing(open_database(database_url)) as database:
+        yield JobStore(database, clock=clock)
+
+
+def forge(database: Database, statement: str) -> None:
+    """Change the audit log as somebody would who owns the database."""
+    lift = ["DROP TRIGGER IF EXISTS job_event_update", "DROP TRIGGER IF EXISTS job_event_delete"]
+    if database.is_postgresql:
+        lift = [f"SET LOCAL search_path TO {database.schema}", "ALTER TABLE job_event DISABLE TRIGGER job_event_rows"]
+    with database.begin() as connection:
+        for each in [*lift, statement]:
+            connection.execute(text(each))
+
+
+def count(database: Database, table: str) -> int:
+    prefix = "" if database.schema is None else f"{database.schema}."
+    with database.read() as connection:
+        return int(connection.execute(text(f"SELECT count(*) FROM {prefix}{table}")).scalar_one())
+
+
+def test_a_table_that_is_not_as_it_should_be_is_told(store: JobStore) -> None:
+    """D9"""
+    database = store.database
+    assert differences(database) == []
+    prefix = "" if database.schema is None else f"{database.schema}."
+    with database.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {prefix}batch ADD COLUMN extra INTEGER"))
+        connection.execute(text(f"DROP INDEX {prefix}ix_job_batch"))
+    (added, lacking) = sorted(differences(database), key=lambda told: "extra" not in told)
+    assert "extra" in added
+    assert "ix_job_batch" in lacking
+
+
+@pytest.mark.parametrize(
+    ("forgery", "seq", "what"),
+    [
+        ("UPDATE job_event SET reason = 'forged' WHERE seq = 2 AND subject = '{subject}'", 2, "it was altered"),
+        ("UPDATE job_event SET actor = 'eve' WHERE seq = 1 AND subject = '{subject}'", 1, "it was altered"),
+        ("DELETE FROM job_event WHERE seq = 2 AND subject = '{subject}'", 3, "the line before it is missing"),
+        ("DELETE FROM job_event WHERE seq = 3 AND subject = '{subject}'", 3, "it is missing: the job tells of 3 lines"),
+        ("DELETE FROM job_event WHERE subject = '{subject}'", 1, "it is missing"),
+    ],
+)
+def test_the_first_altered_line_is_found(store: JobStore, forgery: str, seq: int, what: str) -> None:
+    """D12"""
+    one, two = store.submit([request(), request()])
+    store.apply([start(one), start(two)], capacity=ROOM)
+    store.apply([finish(one), finish(two)])
+    with store.database.begin() as connection:
+        record_event(connection, "data:1", "written")
+    assert first_altered(store.database) == (7, None)
+    forge(store.database, forgery.replace("{subject}", f"job:{two}"))
+    _, altered = first_altered(store.database)
+    assert altered is not None
+    assert (altered.subject, altered.seq) == (f"job:{two}", seq)
+    assert what in altered.what
+
+
+def test_a_forged_line_with_a_digest_of_its_own_breaks_the_chain(store: JobStore) -> None:
+    """D12"""
+    (job_id,) = store.submit([request()])
+    store.apply([start(job_id)], capacity=ROOM)
+    with store.database.read() as connection:
+        row = connection.execute(select(JobEvent.__table__).order_by(JobEvent.seq)).all()[0]
+    line = {name: value for name, value in row._mapping.items() if name not in ("id", "digest")}
+    digest = digest_of(line | {"actor": "eve"})
+    forge(store.database, f"UPDATE job_event SET actor = 'eve', digest = '{digest}' WHERE seq = 1")
+    told = "it does not continue the line before it, which was altered or replaced"
+    assert first_altered(store.database) == (1, Altered(f"job:{job_id}", 2, told))
+
+
+def lived(store: JobStore, clock: Clock) -> dict[str, str]:
+    """Jobs that ended 40 and 10 days ago, and one that runs."""
+    ids = dict(zip(("old", "cancelled", "recent", "running"), store.submit([request()] * 4), strict=True))
+    store.apply([start(ids["old"]), start(ids["running"])], capacity=ROOM)
+    store.apply([finish(ids["old"], tasks=(settled(),))])
+    store.request_cancel(ids["cancelled"])
+    clock.now += 30 * DAY
+    store.apply([start(ids["recent"])], capacity=ROOM)
+    store.apply([change(ids["recent"], JobState.FAILED)])
+    clock.now += 10 * DAY
+    return ids
+
+
+def test_old_jobs_are_shown_archived_and_removed_with_everything_of_theirs(
+    store: JobStore, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D9"""
+    monkeypatch.setattr(administration_module, "_CHUNK", 1)
+    ids, database = lived(store, clock), store.database
+    now = datetime.fromtimestamp(clock.now, UTC)
+    before = now - timedelta(days=20)
+    shown = prunable(database, before)
+    assert (shown.jobs, shown.events, shown.first) == (2, 5, shown.last)
+    story = {name: store.events(ids[name]) for name in ids}
+    removed, file = prune(database, before, tmp_path / "archive", now)
+    assert removed == shown
+    assert file is not None
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["subject"], line["reason"]) for line in lines] == [
+        (f"job:{ids[name]}", event.reason) for name in ("old", "cancelled") for event in story[name]
+    ]
+    for line in lines:
+        told = {name: value for name, value in line.items() if name not in ("id", "digest")}
+        assert digest_of(told | {"at": datetime.fromisoformat(line["at"])}) == line["digest"]
+    assert {record.job.job_id for record in store.records()} == {ids["recent"], ids["running"]}
+    assert [store.events(ids[name]) for name in ("recent", "running")] == [story["recent"], story["running"]]
+    assert (count(database, "task"), count(database, "attempt")) == (0, 2)
+    with database.read() as connection:
+        audit = connection.execute(select(JobEvent).where(JobEvent.subject == "database")).one()
+    assert audit.reason == "removed old jobs"
+    assert (audit.data["jobs"], audit.data["events"], audit.data["archive"]) == (2, 5, str(file))
+    assert first_altered(database)[1] is None
+    with pytest.raises(Exception, match="only ever added to"), database.begin() as connection:
+        connection.execute(text(f"DELETE FROM {'rayzyme.' if database.schema else ''}job_event"))
+    assert prune(database, before, tmp_path / "archive", now) == (
+        administration_module.Prunable(0, 0, None, None),
+        None,
+    )
+
+
+def test_nothing_goes_that_could_not_be_archived(
+    store: JobStore, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D9"""
+    lived(store, clock)
+    now = datetime.fromtimestamp(clock.now, UTC)
+
+    def full(_: Path) -> None:
+        raise InsufficientSpace("the disk is full")
+
+    monkeypatch.setattr(administration_module, "atomic_file", full)
+    with pytest.raises(InsufficientSpace):
+        prune(store.database, now, tmp_path, now)
+    assert len(store.records()) == 4
+
+
+def test_the_command_checks_verifies_and_removes(home: Path) -> None:
+    """D9, D12"""
+    run = CliRunner().invoke
+    with closing(open_database()) as database:
+        clock = Clock(Clock().now - 200 * DAY)
+        store = JobStore(database, clock=clock)
+        ids = lived(store, clock)
+        assert run(app, ["--output", "json", "db", "upgrade"]).exit_code == 0
+        assert json.loads(run(app, ["--output", "json", "db", "check"]).stdout)["differences"] == []
+        shown = json.loads(run(app, ["--output", "json", "db", "prune", "--days", "0"]).stdout)
+        assert (shown["jobs"], shown["removed"], shown["archive"]) == (3, False, None)
+        assert len(store.records()) == 4
+        removed = json.loads(run(app, ["--output", "json", "db", "prune", "--days", "0", "--yes"]).stdout)
+        assert (removed["jobs"], Path(removed["archive"]).parent) == (3, home / "archive")
+        assert [record.job.job_id for record in store.records()] == [ids["running"]]
+        assert json.loads(run(app, ["--output", "json", "db", "verify"]).stdout)["altered"] is None
+        forge(database, "UPDATE job_event SET reason = 'forged' WHERE seq = 2")
+        altered = run(app, ["--output", "json", "db", "verify"])
+        assert altered.exit_code == 1
+        assert json.loads(altered.stdout)["altered"]["subject"] == f"job:{ids['running']}"
+        with database.begin() as connection:
+            connection.execute(text("DROP INDEX ix_job_batch"))
+        different = run(app, ["db", "check"])
+        assert (different.exit_code, "ix_job_batch" in different.stderr) == (1, True)

@@ -1,6 +1,6 @@
 """How far a running job is, for people and other processes: a tracker with one part per task.
 
-Most jobs end before anybody could look; only one that has run for a second gets a tracker and a row in the database.
+Many jobs end before anybody could look; only one whose tasks run for a second gets a tracker and a row in the database.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ class JobProgress:
         """These are the job's tasks; `done` were committed by an earlier attempt."""
         self._tasks = tasks
         self._percent = {task: float(_STEPS) for task in done}
-        self._timer = asyncio.get_running_loop().call_later(_PUBLISHED_AFTER_S, self._publish)
+
+    def began(self) -> None:
+        """A task has a process; what waits for one has nothing to tell."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_PUBLISHED_AFTER_S, self._publish)
 
     def told(self, task: str, percentage: float, message: str) -> None:
         """A task says how far it is; what it said before is never taken back."""

@@ -261,9 +261,13 @@ class RunningJob:
         marker = self._markers[command.task, command.attempt] = marker_of(assignment)
         logger.debug("%s begins", marker)
         shape = shape_of(planned, self._settings)
-        began = TaskBegan(command.task, command.attempt)
-        future = self._pool.submit(assignment, shape, lambda: self._events.put_nowait(began))
+        future = self._pool.submit(assignment, shape, lambda: self._on_begin(command))
         future.add_done_callback(lambda done: self._on_done(command, done))
+
+    def _on_begin(self, command: StartTask) -> None:
+        self.progress.began()
+        if self._run.plan.tasks_by_name[command.task].config.timeout is not None:
+            self._events.put_nowait(TaskBegan(command.task, command.attempt))
 
     def _on_done(self, command: StartTask, done: asyncio.Future[TaskOutcome]) -> None:
         self._markers.pop((command.task, command.attempt), None)

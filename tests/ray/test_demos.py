@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
+import pytest
+
+from rayzyme.settings import load_settings
 from rayzyme.workflows.result import TaskStatus
 from rayzyme_actors.demos import HYDROLYSES, demo_advanced, demo_simple
+from rayzyme_actors.scheduler import stop_scheduler
+
+
+@pytest.fixture(autouse=True)
+def own_scheduler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A scheduler of this test's own: that of another test works on another database."""
+    monkeypatch.setenv("RAYZYME_RAY__NAMESPACE", f"test-{uuid4().hex[:8]}")
+    yield
+    stop_scheduler(load_settings())
 
 
 def test_the_simple_demo_screens_two_reactions(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+# `json.dumps` makes an encoder for each call that is not of the plainest sort.
+_ENCODE: Final = json.JSONEncoder(allow_nan=False).encode
 
 
 class JsonText(str):
@@ -23,7 +26,7 @@ def to_json(value: Any) -> str:
     if isinstance(value, JsonText):
         return value
     try:
-        return json.dumps(value, allow_nan=False)
+        return _ENCODE(value)
     except ValueError:
         return json.dumps(_finite(value))
 

@@ -20,6 +20,8 @@ from rayzyme.database.tables import JobEvent
 JOB_SUBJECT: Final = "job:"
 """How the subjects of jobs begin; their lines are written with the jobs' rows, which know the last one."""
 
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -136,7 +138,7 @@ def record_event(
 
 def digest_of(line: dict[str, Any]) -> str:
     """SHA-256 of a line's columns but `id` and `digest`, the digest before it among them."""
-    told = json.dumps(line | {"at": line["at"].astimezone(UTC).isoformat()}, sort_keys=True, ensure_ascii=False)
+    told = _CANONICAL(line | {"at": line["at"].astimezone(UTC).isoformat()})
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
 

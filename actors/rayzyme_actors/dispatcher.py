@@ -16,9 +16,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from rayzyme.jobs.store import JobStore
 
-from rayzyme.database import open_database
 from rayzyme.errors import UnknownJob
 from rayzyme.jobs.job import TaskPriority
 from rayzyme.jobs.states import FINAL, JobState
@@ -32,7 +30,7 @@ from rayzyme_actors.connection import connect_to_scheduler
 from rayzyme_actors.dispatcher_stats import dispatcher_stats
 from rayzyme_actors.job_results import workflow_result
 from rayzyme_actors.scheduler import start_scheduler
-from rayzyme_actors.scheduler_settings import scheduling_config
+from rayzyme_actors.scheduler_settings import scheduling_config, store_of
 from rayzyme_actors.submitting import Prepared, Submission, prepare
 
 logger = logging.getLogger(__name__)
@@ -72,7 +70,7 @@ class Dispatcher:
         self.settings: Settings = load_settings(config_file, config)
         if self._has_own_settings:
             use_settings(self.settings)
-        self._store = JobStore(open_database(), lease_ttl=self.settings.leases.ttl)
+        self._store = store_of(self.settings)
         self._callbacks = Callbacks(self._store)
         self._scheduler: Any = None
         self._submitted: set[str] = set()

@@ -6,11 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from rayzyme.jobs.store import JobStore
-
 from rayzyme.database.leases import live_leases
 from rayzyme.errors import ResourceError
 from rayzyme.jobs.states import JobState
+from rayzyme.jobs.store import JobStore
 from rayzyme.resources import GPUManager, get_memory_manager
 from rayzyme.settings import Settings
 
@@ -23,6 +22,14 @@ def dispatcher_stats(store: JobStore, settings: Settings, scheduler: Mapping[str
         settings: In force here.
         scheduler: What the scheduler says of itself; empty where it was not asked.
     """
+    return {
+        **scheduler_and_queue(store, settings, scheduler),
+        "resources": {"gpu": _gpu(store), "memory": _memory()},
+    }
+
+
+def scheduler_and_queue(store: JobStore, settings: Settings, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """The first two parts of it, which are in the database."""
     counts = store.counts()
     holder = store.role()
     return {
@@ -42,7 +49,6 @@ def dispatcher_stats(store: JobStore, settings: Settings, scheduler: Mapping[str
             "cancelled": counts.get(JobState.CANCELLED, 0),
             "queue_size": counts.get(JobState.QUEUED, 0),
         },
-        "resources": {"gpu": _gpu(store), "memory": _memory()},
     }
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
-from rayzyme.jobs.store import JobStore
-
 from rayzyme.jobs.states import JobState
+from rayzyme.jobs.store import JobStore
 from rayzyme.monitoring import ProgressTracker
 
 _PUBLISHED_AFTER_S = 1.0

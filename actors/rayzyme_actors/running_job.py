@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 
 # That a task has begun need not be on the disk before it runs; most tell of their end by then.
 _BEGUN_WAITS_S = 0.05
+_TASKS_TOLD = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ class RunningJob:
         if finished is not None and not manifests:
             await self._finish(finished, settled)
             return
-        if settled and not await self._commit(settled, "tasks settled"):
+        if settled and not await self._commit(settled, _told(settled)):
             return
         for manifest in manifests:
             await asyncio.to_thread(publish, manifest)
@@ -253,7 +254,7 @@ class RunningJob:
 
     def _tell_begun(self) -> None:
         if self._begun and not self._is_over:
-            self._keep(self._commit((), "tasks begun"))
+            self._keep(self._commit((), f"begun: {_named(self._begun)}"))
 
     def _start(self, command: StartTask) -> None:
         planned = self._run.plan.tasks_by_name[command.task]
@@ -326,6 +327,21 @@ class RunningJob:
         task = asyncio.get_running_loop().create_task(work)
         self._kept.add(task)
         task.add_done_callback(self._kept.discard)
+
+
+def _told(changes: Sequence[TaskChange]) -> str:
+    """What became of tasks, as the job's story tells it."""
+    states = {change.state for change in changes}
+    return "; ".join(
+        f"{state.value}: {_named([one for one in changes if one.state is state])}" for state in sorted(states)
+    )
+
+
+def _named(changes: Sequence[TaskChange]) -> str:
+    names = [change.task for change in changes]
+    return ", ".join(names[:_TASKS_TOLD]) + (
+        f" and {len(names) - _TASKS_TOLD} more" if len(names) > _TASKS_TOLD else ""
+    )
 
 
 def _completed(memories: Mapping[str, TaskMemory]) -> set[str]:

@@ -16,13 +16,12 @@ from typing import Any, Final
 
 import ray
 from ray.exceptions import RayError
-from rayzyme.jobs.store import JobStore
 
-from rayzyme.database import open_database
 from rayzyme.errors import UnknownJob
 from rayzyme.jobs.states import FINAL
 from rayzyme.settings import Settings
 from rayzyme_actors.actor_process import set_up_actor
+from rayzyme_actors.scheduler_settings import store_of
 from rayzyme_actors.scheduling_loop import SchedulingLoop
 from rayzyme_actors.workflow_runner import RUNNER_NAME, name_for
 
@@ -40,7 +39,7 @@ class Scheduler:
         """Begin at once: after a restart nobody calls."""
         set_up_actor(settings)
         context = ray.get_runtime_context()
-        store = JobStore(open_database(), lease_ttl=settings.leases.ttl)
+        store = store_of(settings)
         info = {"address": context.gcs_address, "namespace": settings.ray.namespace, "host": os.uname().nodename}
         self._scheduling = SchedulingLoop(settings, store, info | {"pid": os.getpid()}, frozenset(only))
         self._store = store

@@ -1,8 +1,10 @@
-"""From the settings to what the scheduler decides by."""
+"""From the settings to what the scheduler decides by, and to the store that it writes to."""
 
 from __future__ import annotations
 
+from rayzyme.database import open_database
 from rayzyme.jobs.scheduling_config import OwnerQuota, SchedulingConfig
+from rayzyme.jobs.store import JobStore
 from rayzyme.settings import Quota, Settings
 
 
@@ -24,3 +26,12 @@ def scheduling_config(settings: Settings) -> SchedulingConfig:
 
 def _quota(quota: Quota) -> OwnerQuota:
     return OwnerQuota(running=quota.running, queued=quota.queued, gpu_memory_mb=quota.gpu_memory_mb)
+
+
+def store_of(settings: Settings) -> JobStore:
+    """The jobs of the database that this process's settings name.
+
+    Raises:
+        DatabaseError: It cannot be used.
+    """
+    return JobStore(open_database(), lease_ttl=settings.leases.ttl, half_life=settings.scheduler.fair_share.half_life)

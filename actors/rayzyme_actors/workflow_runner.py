@@ -17,14 +17,13 @@ from contextlib import suppress
 from typing import Any, Final
 
 import ray
-from rayzyme.jobs.store import JobStore
 
-from rayzyme.database import open_database
 from rayzyme.errors import DatabaseError
 from rayzyme.settings import Settings
 from rayzyme_actors.actor_process import set_up_actor
 from rayzyme_actors.committing import Committer
 from rayzyme_actors.running_job import Ended, RunningJob, RunOrder
+from rayzyme_actors.scheduler_settings import store_of
 from rayzyme_actors.task_pool import TaskPool
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class WorkflowRunner:
         self._settings = settings
         # Of this incarnation: leases of one that was killed are not this one's.
         self.runner_id = f"runner:{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._store = JobStore(open_database(), lease_ttl=settings.leases.ttl)
+        self._store = store_of(settings)
         self._committer = Committer(self._store.apply)
         self._jobs: dict[str, RunningJob] = {}
         self._ended: list[Ended] = []

@@ -1,4 +1,4 @@
-"""What the tests of the dispatcher share: a dispatcher with a scheduler of its own, workflows of the sample tasks, and waiting."""
+"""What the tests of the dispatcher share: a dispatcher with a scheduler of its own, workflows of sample tasks, and waiting."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def dispatcher_of_its_own(**sections: Any) -> Iterator[Any]:
         use_settings(None)
 
 
-def function_task(name: str, function: Callable[..., Any], depends_on: list[str] | None = None, **config: Any) -> FunctionTask:
+def function_task(
+    name: str, function: Callable[..., Any], depends_on: list[str] | None = None, **config: Any
+) -> FunctionTask:
     """A task of a sample function; `params` are its parameters, retries come at once."""
     parameters = config.pop("params", {})
     defaults: dict[str, Any] = {"retry_delay": 0.01, "retry_jitter": 0.0}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -48,3 +51,16 @@ def test_the_advanced_demo_runs_two_jobs_at_once_and_tells_of_them(tmp_path: Pat
         assert screening is not None
         assert screening.status is TaskStatus.COMPLETED
         assert (tmp_path / "out" / name / "screening_results.csv").is_file()
+
+
+def test_the_command_runs_the_advanced_demo_on_two_cpus(tmp_path: Path) -> None:
+    """D68"""
+    command = [sys.executable, "-m", "rayzyme_serve.cli", "--output", "json", "demo", "advanced"]
+    environment = {**os.environ, "RAYZYME_RAY__NUM_CPUS": "2"}
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    jobs = {job["name"]: job["status"] for job in json.loads(ended.stdout)["jobs"]}
+    assert jobs == {"urgent": "completed", "other": "completed"}
+    assert (tmp_path / "results" / "demo_advanced" / "urgent" / "screening_results.json").is_file()

@@ -38,14 +38,16 @@ def test_a_diamond_runs_in_order_and_shares_what_its_tasks_found(dispatcher: Any
 
     assert result.success, result.error
     assert result.get_task_result("d").output == {"a": "A", "b": "B", "c": "C"}
-    assert [line.split()[0] for line in lines(tmp_path / "log")][0] == "a"
+    assert lines(tmp_path / "log")[0].split()[0] == "a"
     assert (result.metadata["total_tasks"], result.metadata["completed_tasks"]) == (4, 4)
     assert f"{result.duration:.2f}"
     assert dispatcher.get_job_status(job_id) == "completed"
     job = dispatcher.list_jobs("completed")[0]
     assert job["job_id"] == job_id
     assert (job["name"], job["priority"], job["metadata"]) == ("diamond", 2, {"why": "test"})
-    assert {"created_at", "started_at", "completed_at", "wait_time", "execution_time", "total_time", "owner"} <= set(job)
+    assert {"created_at", "started_at", "completed_at", "wait_time", "execution_time", "total_time", "owner"} <= set(
+        job
+    )
 
 
 def test_parallel_tasks_overlap(dispatcher: Any, tmp_path: Path) -> None:
@@ -144,7 +146,9 @@ def test_a_queued_job_that_is_cancelled_never_runs(dispatcher: Any, tmp_path: Pa
     until_file, log = tmp_path / "until", tmp_path / "log"
     busy = [
         dispatcher.submit_task(
-            function_task(f"busy{number}", sample_tasks.wait_for_file, params={"log": str(log), "until": str(until_file)})
+            function_task(
+                f"busy{number}", sample_tasks.wait_for_file, params={"log": str(log), "until": str(until_file)}
+            )
         )
         for number in range(2)
     ]
@@ -188,7 +192,9 @@ def test_an_explanation_names_what_a_job_lacks_and_who_holds_it(dispatcher: Any,
 
 def test_an_array_that_a_task_gives_comes_back_whole(dispatcher: Any) -> None:
     """D38"""
-    result = dispatcher.wait_for_job(dispatcher.submit_task(function_task("array", sample_tasks.large_array)), timeout=60)
+    result = dispatcher.wait_for_job(
+        dispatcher.submit_task(function_task("array", sample_tasks.large_array)), timeout=60
+    )
     assert np.array_equal(result.get_task_result("array").output, np.arange(100_000, dtype=np.float32))
 
 
@@ -306,7 +312,10 @@ def test_a_task_that_cannot_be_sent_is_refused_naming_what_is_at_fault(dispatche
 def test_a_task_class_gets_the_arguments_it_was_made_with(dispatcher: Any) -> None:
     """D22, D23, D29"""
     task = sample_tasks.Greeting(TaskConfig(name="greet", task_params={"whom": "enzyme"}), "hello")
-    assert dispatcher.wait_for_job(dispatcher.submit_task(task), timeout=60).get_task_result("greet").output == "hello, enzyme"
+    assert (
+        dispatcher.wait_for_job(dispatcher.submit_task(task), timeout=60).get_task_result("greet").output
+        == "hello, enzyme"
+    )
 
 
 def test_the_statistics_have_the_documented_shape(dispatcher: Any) -> None:

@@ -1,4 +1,4 @@
-"""The document that describes the dispatcher: its code runs as it stands, with our import lines; its commands as real processes."""
+"""The document that describes the dispatcher: its code runs as it stands with our import lines, its commands as processes."""
 
 from __future__ import annotations
 
@@ -113,7 +113,11 @@ def test_the_four_commands_see_one_job(shared: Path, folder: Path) -> None:
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "rayzyme_serve.cli", *command], capture_output=True, text=True, env=environment, check=False
+            [sys.executable, "-m", "rayzyme_serve.cli", *command],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
         )
 
     start, screen, listing, stats = commands

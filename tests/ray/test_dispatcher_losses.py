@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import RayError
-from tests.ray.dispatching import IMPORTABLE, dispatcher_of_its_own, function_task, lines, sample_tasks, until, workflow_of
+from tests.ray.dispatching import (
+    IMPORTABLE,
+    dispatcher_of_its_own,
+    function_task,
+    lines,
+    sample_tasks,
+    until,
+    workflow_of,
+)
 
 from rayzyme.workflows import FunctionTask, TaskConfig
 
@@ -48,7 +56,13 @@ def five_tasks(tmp_path: Path) -> tuple[Any, Path, Path]:
     """A chain of five, of which the third waits for a file."""
     log, until_file = tmp_path / "log", tmp_path / "until"
     params = {"log": str(log), "until": str(until_file)}
-    functions = [sample_tasks.note, sample_tasks.note, sample_tasks.wait_for_file, sample_tasks.note, sample_tasks.see_shared]
+    functions = [
+        sample_tasks.note,
+        sample_tasks.note,
+        sample_tasks.wait_for_file,
+        sample_tasks.note,
+        sample_tasks.see_shared,
+    ]
     tasks = [
         function_task(str(number), function, [str(number - 1)] if number > 1 else [], params=params)
         for number, function in enumerate(functions, start=1)

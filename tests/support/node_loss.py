@@ -10,6 +10,7 @@ from pathlib import Path
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_raylet_start_wait_time_s="120")
 
+import psutil
 import ray
 from ray.cluster_utils import Cluster
 
@@ -48,7 +49,8 @@ def main(folder: Path) -> None:
         (folder / "until").touch()
         result = dispatcher.wait_for_job(job_id, timeout=60)
         (task,) = dispatcher._store.tasks(job_id)
-        print(json.dumps({"status": result.status, "attempt": task.attempt, "site_faults": task.site_faults}))
+        told = {"status": result.status, "attempt": task.attempt, "site_faults": task.site_faults}
+        sys.stdout.write(json.dumps(told) + "\n")
     ray.shutdown()
     cluster.shutdown()
 
@@ -62,9 +64,10 @@ def _wait_for_lines(file: Path, count: int) -> str:
 
 
 def _node_of(line: str) -> str:
-    """The node that the process of a log line belongs to, by what its raylet put into its environment."""
-    environment = Path(f"/proc/{line.split()[2]}/environ").read_bytes().split(b"\0")
-    return next(entry.partition(b"=")[2].decode() for entry in environment if entry.startswith(b"RAY_NODE_ID="))
+    """The node that the process of a log line belongs to, by the command line of the raylet that is its parent."""
+    parent = psutil.Process(int(line.split()[2])).parent()
+    words = parent.cmdline()
+    return next(word.partition("=")[2] for word in words if word.startswith("--node_id="))
 
 
 if __name__ == "__main__":

@@ -33,20 +33,21 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["rayzyme", *arguments])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        code = 0
+        try:
             main()
-            raise SystemExit(0)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
         told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
+        return code, told.out, told.err
 
     return command
 
 
 def submitted(store: JobStore, *names: str) -> list[str]:
     spec = {"format": 1, "config": {"name": "w"}, "tasks": []}
-    return store.submit(
-        [JobRequest(name, "alice", spec, job_type="w", priority=TaskPriority.HIGH, needs={"slot:workflow": 1.0}) for name in names]
-    )
+    common: dict[str, Any] = {"job_type": "w", "priority": TaskPriority.HIGH, "needs": {"slot:workflow": 1.0}}
+    return store.submit([JobRequest(name, "alice", spec, **common) for name in names])
 
 
 def ended(store: JobStore, job_id: str, state: JobState = JobState.COMPLETED, **values: Any) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 import pytest
 from sqlalchemy import select, text
@@ -21,6 +22,7 @@ from rayzyme.database.tables import JobEvent
 from rayzyme.errors import InsufficientSpace
 from rayzyme.jobs.states import JobState
 from rayzyme.jobs.store import JobStore
+from rayzyme.storage.disk import atomic_file
 from rayzyme_serve.cli.main import app
 
 DAY = 86400.0
@@ -168,6 +170,26 @@ def test_nothing_goes_that_could_not_be_archived(
     with pytest.raises(InsufficientSpace):
         prune(store.database, now, tmp_path, now)
     assert len(store.records()) == 4
+
+
+def test_a_job_whose_story_went_on_after_the_archive_was_written_stays(
+    store: JobStore, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D9"""
+    ids = lived(store, clock)
+
+    @contextmanager
+    def written_to_meanwhile(path: Path) -> Iterator[IO[bytes]]:
+        with atomic_file(path) as sink:
+            yield sink
+        store.note(ids["old"], "a late remark")
+
+    monkeypatch.setattr(administration_module, "atomic_file", written_to_meanwhile)
+    now = datetime.fromtimestamp(clock.now, UTC)
+    prune(store.database, now, tmp_path, now)
+    assert {record.job.job_id for record in store.records()} == {ids["old"], ids["running"]}
+    assert store.events(ids["old"])[-1].reason == "a late remark"
+    assert first_altered(store.database)[1] is None
 
 
 def test_the_command_checks_verifies_and_removes(home: Path) -> None:

@@ -9,7 +9,9 @@ import pytest
 from tests.support.queued_jobs import NOON, queued, started
 
 from rayzyme.errors import QuotaExceeded, ValidationError
+from rayzyme.jobs.demand import Entry
 from rayzyme.jobs.job import Job, TaskPriority
+from rayzyme.jobs.lazy_heap import LazyHeap
 from rayzyme.jobs.scheduling import REFUSAL_PAUSE_S, SchedulerMachine
 from rayzyme.jobs.scheduling_config import SLOT, OwnerQuota, SchedulingConfig, check_queued_quota
 from rayzyme.jobs.scheduling_events import (
@@ -273,6 +275,17 @@ def test_draining_starts_nothing_more() -> None:
     assert driven.handle(Drain()) == []
     assert driven.finish(1, at=1) == []
     assert driven.machine.next_wake(NOON) is None
+
+
+def test_what_was_left_behind_in_a_heap_does_not_pile_up() -> None:
+    """D40"""
+    jobs: LazyHeap[Entry] = LazyHeap()
+    entry = Entry(queued(1), None)  # type: ignore[arg-type]
+    for entry.ticket in range(10_000):
+        jobs.push(float(entry.ticket), entry.job, entry, 1)
+        assert len(jobs) < 100
+    assert jobs.first() is entry
+    assert jobs.first_place() == 9999.0
 
 
 def test_the_strategy_and_the_limits_change_while_jobs_wait() -> None:

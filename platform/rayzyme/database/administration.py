@@ -196,7 +196,7 @@ def _remove(connection: Connection, old: Sequence[_OldJob]) -> None:
     """Remove those whose stories are still as they were archived."""
     present = select(JobRow.id, JobRow.version).where(JobRow.id.in_([row.id for row in old])).with_for_update()
     versions = dict(connection.execute(present).all())
-    going = [row for row in old]
+    going = [row for row in old if versions.get(row.id) == row.version]
     ids, public_ids = [row.id for row in going], [row.public_id for row in going]
     for table in (JobItem, AttemptRow, TaskRow):
         connection.execute(delete(table).where(table.job_id.in_(ids)))

@@ -31,6 +31,10 @@ class LazyHeap(Generic[Item]):
     def __init__(self) -> None:
         self._filed: list[tuple[float, float, int, int, Item]] = []
 
+    def __len__(self) -> int:
+        """How many are filed, void ones included."""
+        return len(self._filed)
+
     def push(self, place: float, job: Job, item: Item, live: int) -> bool:
         """File something under its ticket; `live` is about how many may be valid.
 

@@ -188,7 +188,7 @@ class WorkflowRun:
         self._order.note_time(now)
 
     def _start(self, name: str, now: float) -> None:
-        task, config = self.tasks[name], self.plan.tasks_by_name[name].config
+        task = self.tasks[name]
         task.state = JobState.RUNNING
         task.attempt += 1
         task.not_before = None

@@ -52,7 +52,10 @@ def status_command(
 
 
 def _print_platform(own: Context, printer: Output) -> None:
-    figures = _figures(own)
+    from rayzyme_actors.dispatcher_stats import scheduler_and_queue
+
+    with job_store() as store:
+        figures = scheduler_and_queue(store, own.settings, {})
     scheduler, queue = figures["scheduler"], figures["queue"]
     printer.document(figures)
     lives = f"on {scheduler['host']} as process {scheduler['pid']}" if scheduler["running"] else "not running"

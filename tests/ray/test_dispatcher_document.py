@@ -98,6 +98,17 @@ def test_every_python_block_runs(shared: Path, folder: Path, capsys: pytest.Capt
     assert len(blocks) == 14
 
 
+def test_our_own_guide_runs(repository: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rayzyme.settings import get_settings
+    from rayzyme_actors.scheduler import stop_scheduler
+
+    names: dict[str, Any] = {}
+    for block in code_blocks(repository / "docs" / "jobs.md"):
+        exec(block, names)
+    assert capsys.readouterr().out == "completed P2\n"
+    stop_scheduler(get_settings())
+
+
 def test_the_four_commands_see_one_job(shared: Path, folder: Path) -> None:
     """D57, D58, D59, D77: `start` in one process, the others in processes of their own"""
     (block,) = (

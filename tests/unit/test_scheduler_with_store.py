@@ -1,0 +1,329 @@
+"""The scheduler's loop and the store together, whatever happens between any two of its steps."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import func, select
+from tests.support.job_samples import SLOT, Clock, change, request, settled
+from tests.support.stepped_scheduling import ListedRunner, SteppedScheduling, surroundings
+
+from rayzyme.database import open_database
+from rayzyme.database.administration import first_altered
+from rayzyme.database.tables import Lease
+from rayzyme.errors import QuotaExceeded
+from rayzyme.jobs.applying import LATE_RESULT
+from rayzyme.jobs.changes import Change
+from rayzyme.jobs.job import Job, TaskPriority
+from rayzyme.jobs.role import process_identity
+from rayzyme.jobs.rows import moment
+from rayzyme.jobs.states import FINAL, JobState
+from rayzyme.jobs.store import JobStore
+from rayzyme.jobs.strategies import STRATEGIES
+from rayzyme.settings import load_settings
+from rayzyme_actors.running_job import RunOrder
+from rayzyme_actors.scheduler_settings import scheduling_config
+
+TTL = 30.0
+CLUSTER = {"cpu": 4.0, "gpu": 1.0}
+# Above 5 s and the jitter of the first wait after a lost runner; the others double.
+LONGEST_DELAY = 400.0
+NEEDS = [{SLOT: 1.0}, {SLOT: 1.0, "gpu": 1.0}, {SLOT: 1.0, "cpu": 3.0}, {SLOT: 1.0, "cpu": 2.0, "gpu": 1.0}]
+
+
+def sections(strategy: str) -> dict[str, Any]:
+    """Settings without reservations, so that whatever fits must start; `ada` may run two jobs."""
+    return {
+        "scheduler": {
+            "max_concurrent_jobs": 3, "priority_strategy": strategy, "max_bypass": 10**6, "reserve_after": 1e12,
+        },
+        "quotas": {"users": {"ada": {"running": 2, "queued": 6}}},
+        "leases": {"ttl": TTL},
+    }  # fmt: skip
+
+
+class SchedulerWithStore(RuleBasedStateMachine):
+    """One store; users, a scheduler and a runner that do as the rules say, and the ghosts of runners that were replaced."""
+
+    empty_database: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(mkdtemp(dir=self.empty_database.parent))
+        shutil.copy(self.empty_database, self.folder / "rayzyme.db")
+        self.clock = Clock()
+        self.store = JobStore(open_database(f"sqlite:///{self.folder / 'rayzyme.db'}"), clock=self.clock, lease_ttl=TTL)
+        self.loop = asyncio.new_event_loop()
+        self.ghosts: list[RunOrder] = []
+        self.submitted: list[str] = []
+        self.results: dict[str, int] = {}
+        self.killed: list[ListedRunner] = []
+        self.runner, self.is_stalled = ListedRunner(), False
+        self.stack = ExitStack()
+        self.stack.enter_context(surroundings(self.clock, lambda: CLUSTER, self.killed.append))
+
+    @initialize(strategy=st.sampled_from(sorted(STRATEGIES)))
+    def begin(self, strategy: str) -> None:
+        """A scheduler takes up an empty store."""
+        self.settings = load_settings(None, sections(strategy))
+        self.config = scheduling_config(self.settings)
+        self.limits = {SLOT: 3.0, **CLUSTER, "quota:running:ada": 2.0}
+        self.lead()
+
+    def lead(self) -> None:
+        token = self.store.take_role(process_identity(), {}, lambda _: True)
+        assert token is not None
+        self.scheduler = SteppedScheduling(self.settings, self.store, token)
+        self.do(self.scheduler.restore(self.runner))
+
+    def do(self, work: Any) -> None:
+        """Have the scheduler do something; a runner that it kills is replaced as Ray would."""
+        self.loop.run_until_complete(work)
+        if self.killed:
+            self.killed.clear()
+            self.replace_runner()
+
+    def replace_runner(self) -> None:
+        self.ghosts += self.runner.orders.values()
+        self.runner, self.is_stalled = ListedRunner(), False
+        self.loop.run_until_complete(self.scheduler.follow(self.runner))
+
+    # Users.
+
+    @rule(owner=st.sampled_from(["ada", "bob", "cy"]), priority=st.sampled_from(TaskPriority), needs=st.sampled_from(NEEDS))
+    def submit(self, owner: str, priority: TaskPriority, needs: dict[str, float]) -> None:
+        """One more job, unless its owner has too many."""
+        asked = request(owner=owner, priority=priority, needs=needs, job_type="sample")
+        try:
+            self.submitted += self.store.submit([asked], quotas=self.config)
+        except QuotaExceeded:
+            assert sum(job.owner == owner and job.state is JobState.QUEUED for job in self.live()) == 6
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.live())
+    def cancel(self, data: st.DataObject) -> None:
+        """A queued job ends at once, a running one is asked to."""
+        job = data.draw(st.sampled_from(self.live()))
+        assert self.store.request_cancel(job.job_id)
+
+    @rule(data=st.data(), is_held=st.booleans())
+    @precondition(lambda self: self.live())
+    def hold(self, data: st.DataObject, is_held: bool) -> None:
+        """A queued job waits for its user, or no longer."""
+        job = data.draw(st.sampled_from(self.live()))
+        steer = self.store.hold if is_held else self.store.unhold
+        assert steer(job.job_id) is (job.state is JobState.QUEUED)
+
+    # The runner.
+
+    @rule(data=st.data(), to=st.sampled_from([JobState.COMPLETED, JobState.COMPLETED, JobState.FAILED, JobState.QUEUED]))
+    @precondition(lambda self: self.runner.orders and not self.is_stalled)
+    def end(self, data: st.DataObject, to: JobState) -> None:
+        """A run ends, as its user wished, or as it comes; `queued`: the workflow is tried again."""
+        order = self.runner.orders.pop(data.draw(st.sampled_from(sorted(self.runner.orders))))
+        self.commit(order, JobState.CANCELLED if order.job_id in self.runner.told_to_stop else to)
+        self.runner.told_to_stop.discard(order.job_id)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.ghosts)
+    def end_late(self, data: st.DataObject) -> None:
+        """A run ends whose runner was given up."""
+        order = data.draw(st.sampled_from(self.ghosts))
+        self.ghosts.remove(order)
+        self.commit(order, JobState.COMPLETED)
+
+    def commit(self, order: RunOrder, to: JobState) -> None:
+        """Write an end; it counts if and only if the attempt is still the job's own."""
+        before = self.store.job(order.job_id)
+        is_current = (before.state, before.attempt) == (JobState.RUNNING, order.attempt)
+        ending = change(order.job_id, to, order.attempt, release=True, tasks=(settled("load", order.attempt),))
+        (applied,) = self.store.apply([ending])
+        assert applied.accepted is is_current
+        if applied.accepted and to in FINAL:
+            self.results[order.job_id] = self.results.get(order.job_id, 0) + 1
+        if not applied.accepted:
+            assert self.store.events(order.job_id)[-1].reason == LATE_RESULT
+
+    @rule()
+    def lose_runner(self) -> None:
+        """It is killed, and Ray starts another."""
+        self.replace_runner()
+
+    @rule()
+    def stall_runner(self) -> None:
+        """It renews nothing from now on."""
+        self.is_stalled = True
+
+    @rule()
+    @precondition(lambda self: self.is_stalled)
+    def wake_runner(self) -> None:
+        """It renews what it still can, and gives up the rest."""
+        self.is_stalled = False
+        self.renew()
+
+    def renew(self) -> None:
+        if self.is_stalled:
+            return
+        self.store.renew(self.runner.runner_id)
+        for job_id in self.store.no_longer_running({name: one.attempt for name, one in self.runner.orders.items()}):
+            self.ghosts.append(self.runner.orders.pop(job_id))
+
+    # The scheduler.
+
+    @rule()
+    def step(self) -> None:
+        """It looks and decides."""
+        self.do(self.scheduler.step())
+
+    @rule()
+    def compare_notes(self) -> None:
+        """It reads everything that is live."""
+        self.scheduler.compare_notes()
+        self.do(self.scheduler.step())
+
+    @rule()
+    def restart(self) -> None:
+        """It is killed, and another takes the role."""
+        self.lead()
+
+    @rule()
+    def oversleep(self) -> None:
+        """It loses its role and decides once more without knowing; nothing of that is written, and another leads."""
+        self.clock.now += TTL + 1
+        before = {job.job_id: job for job in self.live()}
+        self.loop.run_until_complete(self.scheduler.step())
+        self.killed.clear()
+        assert {job.job_id: job for job in self.live()} == before
+        self.renew()
+        self.lead()
+
+    @rule()
+    @precondition(lambda self: self.queued())
+    def act_without_role(self) -> None:
+        """One that was replaced starts a job."""
+        job = self.queued()[0]
+        old = Change(
+            job_id=job.job_id, attempt=job.attempt, states=frozenset({JobState.QUEUED}), to=JobState.RUNNING,
+            new_attempt=job.attempt + 1, reason="started", actor="old", acquire=job.needs, lease_owner="old",
+        )  # fmt: skip
+        (applied,) = self.store.apply([old], capacity=self.limits, role_token=self.scheduler.token - 1)
+        assert not applied.accepted
+
+    @rule(seconds=st.sampled_from([0.5, 3.0, 20.0, 45.0, LONGEST_DELAY]))
+    def wait(self, seconds: float) -> None:
+        """Time passes; who lives renews what they hold."""
+        while seconds > 0:
+            self.clock.now += min(seconds, 10.0)
+            seconds -= 10.0
+            assert self.store.renew_role(self.scheduler.token)
+            self.renew()
+
+    @rule()
+    def start_what_fits(self) -> None:
+        """Once the scheduler has seen everything, nothing waits that could start."""
+        self.wait(3.0)
+        self.do(self.scheduler.settle())
+        # A start that the store refused is tried again after a moment.
+        self.wait(3.0)
+        self.do(self.scheduler.settle())
+        free = {name: limit - self.held().get(name, 0.0) for name, limit in self.limits.items()}
+        for job in self.queued():
+            if not job.is_held and (job.not_before or 0.0) <= self.clock.now:
+                needs = self.config.needs(job)
+                assert any(amount > free[name] for name, amount in needs.items()), (job, free)
+
+    # What holds at any time.
+
+    @invariant()
+    def no_job_is_lost(self) -> None:
+        """Every job that was accepted is there, and counted once."""
+        assert sum(self.store.counts().values()) == len(self.submitted)
+
+    @invariant()
+    def no_result_counts_twice(self) -> None:
+        """Not the runner's, nor a ghost's after it."""
+        assert all(times == 1 for times in self.results.values())
+
+    @invariant()
+    def no_more_is_held_than_there_is(self) -> None:
+        """By the leases that live."""
+        held = self.held()
+        assert all(amount <= self.limits[name] for name, amount in held.items()), held
+
+    @invariant()
+    def the_machine_is_consistent(self) -> None:
+        """Its books agree with each other."""
+        self.scheduler.machine.check_invariants()
+
+    def teardown(self) -> None:
+        """When users let everything go on and nothing more is lost, every job ends within its turn, and nothing is left."""
+        try:
+            if hasattr(self, "scheduler"):
+                self.drain()
+        finally:
+            self.stack.close()
+            self.loop.close()
+            self.store.database.close()
+            shutil.rmtree(self.folder)
+
+    def drain(self) -> None:
+        for job in self.live():
+            self.store.unhold(job.job_id)
+        if self.is_stalled:
+            self.replace_runner()
+        # One slot is enough for one job a round; before the first round what lapsed or was lost is found.
+        for _ in range(len(self.live()) + 2):
+            self.wait(LONGEST_DELAY)
+            self.do(self.scheduler.settle())
+            for job_id, order in list(self.runner.orders.items()):
+                self.commit(order, JobState.CANCELLED if job_id in self.runner.told_to_stop else JobState.COMPLETED)
+            self.runner.orders.clear()
+        assert self.live() == []
+        for order in self.ghosts:
+            self.commit(order, JobState.COMPLETED)
+        self.do(self.scheduler.settle())
+        assert not self.scheduler.machine.jobs
+        assert self.held() == {}
+        checked, altered = first_altered(self.store.database)
+        assert altered is None
+        assert checked >= len(self.submitted)
+
+    def live(self) -> list[Job]:
+        return self.store.live_jobs()
+
+    def queued(self) -> list[Job]:
+        return [job for job in self.live() if job.state is JobState.QUEUED]
+
+    def held(self) -> dict[str, float]:
+        wanted = (
+            select(Lease.resource, func.sum(Lease.amount))
+            .where(Lease.resource != "scheduler", Lease.expires_at > moment(self.clock.now))
+            .group_by(Lease.resource)
+        )
+        with self.store.database.read() as connection:
+            return dict(connection.execute(wanted).all())
+
+
+def test_jobs_are_kept_started_and_ended_once_whoever_dies_in_between(tmp_path: Path) -> None:
+    """D15, D19, D20, D40, D44, D46, D47, D50"""
+    SchedulerWithStore.empty_database = tmp_path / "empty.db"
+    open_database(f"sqlite:///{SchedulerWithStore.empty_database}").close()
+    run_state_machine_as_test(
+        SchedulerWithStore,
+        settings=settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)),
+    )

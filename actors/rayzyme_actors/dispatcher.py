@@ -22,7 +22,7 @@ from rayzyme.jobs.job import TaskPriority
 from rayzyme.jobs.states import FINAL, JobState
 from rayzyme.jobs.vocabularies import JOB
 from rayzyme.monitoring import ProgressTracker, get_metrics_collector
-from rayzyme.settings import Settings, load_settings, use_settings
+from rayzyme.settings import Settings, get_settings, load_settings, use_settings
 from rayzyme.workflows import Task, Workflow, WorkflowBuilder, WorkflowResult
 from rayzyme_actors.callbacks import Callbacks
 from rayzyme_actors.cluster_capacity import cluster_capacity
@@ -67,9 +67,9 @@ class Dispatcher:
             ConnectionError: A named cluster does not answer.
         """
         self._has_own_settings = config_file is not None or config is not None
-        self.settings: Settings = load_settings(config_file, config)
         if self._has_own_settings:
-            use_settings(self.settings)
+            use_settings(load_settings(config_file, config))
+        self.settings: Settings = get_settings()
         self._store = store_of(self.settings)
         self._callbacks = Callbacks(self._store)
         self._scheduler: Any = None

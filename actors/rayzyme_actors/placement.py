@@ -18,7 +18,9 @@ WORKSPACE_MB = 600
 # More than half a GPU, so that Ray cannot put two shards of one set on the same one while another rests.
 _ONE_EACH = 0.5001
 # Long-lived actors rest between requests, and stay. CPUs reserved for them would be lost to tasks for ever.
-ACTOR_CPUS = 0.01
+ACTOR_CPUS = 0.0001
+# A process for tasks leaves room for such actors, or those that its tasks wait for could not be placed.
+TASK_CPUS = 0.99
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ from rayzyme.workflows.specs import plan_from_spec
 from rayzyme_actors.committing import Committer
 from rayzyme_actors.gpu_memory import with_gpu_memory
 from rayzyme_actors.job_progress import JobProgress
-from rayzyme_actors.placement import host_share, live_nodes
+from rayzyme_actors.placement import TASK_CPUS, host_share, live_nodes
 from rayzyme_actors.task_pool import ProcessLost, Shape, TaskPool
 from rayzyme_actors.task_process import marker_of
 
@@ -359,7 +359,7 @@ def shape_of(planned: PlannedTask, settings: Settings) -> Shape:
         )
         gpus = share if planned.own_gpus == 1 else gpus
     return Shape(
-        cpus=config.num_cpus or 1.0,
+        cpus=config.num_cpus or TASK_CPUS,
         gpus=gpus,
         memory_mb=planned.memory_mb or 0,
         gpu_memory_mb=(config.gpu_memory_mb or 0) if gpus else 0,

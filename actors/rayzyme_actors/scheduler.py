@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -21,13 +21,11 @@ from rayzyme.errors import UnknownJob
 from rayzyme.jobs.states import FINAL
 from rayzyme.settings import Settings
 from rayzyme_actors.actor_process import set_up_actor
-from rayzyme_actors.scheduler_settings import store_of
+from rayzyme_actors.scheduler_settings import runner_name, scheduler_name, store_of
 from rayzyme_actors.scheduling_loop import SchedulingLoop
-from rayzyme_actors.workflow_runner import RUNNER_NAME, name_for
 
 logger = logging.getLogger(__name__)
 
-SCHEDULER_NAME: Final = "scheduler"
 _LONGEST_WAIT_S = 30.0
 _ANSWER_S = 10.0
 
@@ -98,7 +96,7 @@ def start_scheduler(settings: Settings, *only: str) -> Any:
     return (
         ray.remote(Scheduler)
         .options(
-            name=name_for(SCHEDULER_NAME, only), namespace=settings.ray.namespace,
+            name=scheduler_name(settings, *only), namespace=settings.ray.namespace,
             lifetime="detached", get_if_exists=True, num_cpus=0,
             max_restarts=-1, max_task_retries=0, enable_task_events=False,
         )
@@ -109,7 +107,7 @@ def start_scheduler(settings: Settings, *only: str) -> Any:
 def ask_scheduler(settings: Settings, method: str, *arguments: Any) -> Any:
     """The answer of the scheduler of the connected cluster; None where it has none, or that one does not answer."""
     try:
-        handle = ray.get_actor(SCHEDULER_NAME, settings.ray.namespace)
+        handle = ray.get_actor(scheduler_name(settings), settings.ray.namespace)
         return ray.get(getattr(handle, method).remote(*arguments), timeout=_ANSWER_S)
     except (ValueError, RayError):
         return None
@@ -117,6 +115,6 @@ def ask_scheduler(settings: Settings, method: str, *arguments: Any) -> Any:
 
 def stop_scheduler(settings: Settings, *only: str) -> None:
     """End the scheduler and its runner; what they did is in the store, and goes on with the next ones."""
-    for name in (SCHEDULER_NAME, RUNNER_NAME):
+    for name in (scheduler_name(settings, *only), runner_name(settings, *only)):
         with suppress(ValueError):
-            ray.kill(ray.get_actor(name_for(name, only), settings.ray.namespace), no_restart=True)
+            ray.kill(ray.get_actor(name, settings.ray.namespace), no_restart=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from rayzyme.database import open_database
 from rayzyme.jobs.scheduling_config import OwnerQuota, SchedulingConfig
 from rayzyme.jobs.store import JobStore
@@ -35,3 +37,25 @@ def store_of(settings: Settings) -> JobStore:
         DatabaseError: It cannot be used.
     """
     return JobStore(open_database(), lease_ttl=settings.leases.ttl, half_life=settings.scheduler.fair_share.half_life)
+
+
+def scheduler_name(settings: Settings, *only: str) -> str:
+    """The name of the actor that sees to the jobs of the settings' database, or to some of them alone."""
+    return ":".join(["scheduler", _place(settings), *only])
+
+
+def runner_name(settings: Settings, *only: str) -> str:
+    """The name of its runner."""
+    return ":".join(["workflow-runner", _place(settings), *only])
+
+
+def _place(settings: Settings) -> str:
+    """Which database: on one cluster there may be programs of several."""
+    chosen = settings.database
+    if chosen.url is not None:
+        place = f"{chosen.url.get_secret_value()} {chosen.schema_}"
+    elif chosen.host is not None:
+        place = f"{chosen.host}:{chosen.port}/{chosen.database} {chosen.schema_}"
+    else:
+        place = str(settings.home)
+    return hashlib.sha256(place.encode()).hexdigest()[:8]

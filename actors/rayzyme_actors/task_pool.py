@@ -23,13 +23,14 @@ from rayzyme.settings import Settings
 from rayzyme.workflows.execution import Assignment
 from rayzyme.workflows.outcome import TaskOutcome
 from rayzyme.workflows.processes import stop_marked
+from rayzyme_actors.placement import TASK_CPUS
 from rayzyme_actors.task_process import CONCURRENCY_GROUPS, TaskProcess, marker_of
 
 logger = logging.getLogger(__name__)
 
 _BATCH_BUDGET_S = 0.02
 _LARGEST_BATCH = 64
-_IDLE_S = 60.0
+_IDLE_S = 20.0
 _ANSWER_S = 2.0
 _SWEEP_TIMEOUT_S = 30.0
 
@@ -38,7 +39,7 @@ _SWEEP_TIMEOUT_S = 30.0
 class Shape:
     """What a process asks Ray for: CPUs, GPUs (whole ones, or a share), memory in MB, and GPU memory in MB to lease."""
 
-    cpus: float = 1.0
+    cpus: float = TASK_CPUS
     gpus: float = 0.0
     memory_mb: int = 0
     gpu_memory_mb: int = 0
@@ -129,7 +130,7 @@ class TaskPool:
         self._deaths[marker] = (error_class, message)
 
     def retire_idle(self) -> None:
-        """End processes that nobody needed for a minute, so that others get their CPUs."""
+        """End processes that nobody needed for a while, so that others get their CPUs."""
         now = time.monotonic()
         for line in self._lines.values():
             for process in [one for one in line.idle if now - one.idle_since > _IDLE_S]:

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import ray
 
@@ -23,12 +23,11 @@ from rayzyme.settings import Settings
 from rayzyme_actors.actor_process import set_up_actor
 from rayzyme_actors.committing import Committer
 from rayzyme_actors.running_job import Ended, RunningJob, RunOrder
-from rayzyme_actors.scheduler_settings import store_of
+from rayzyme_actors.scheduler_settings import runner_name, store_of
 from rayzyme_actors.task_pool import TaskPool
 
 logger = logging.getLogger(__name__)
 
-RUNNER_NAME: Final = "workflow-runner"
 _NEWS_WAIT_S = 10.0
 
 
@@ -144,17 +143,12 @@ class WorkflowRunner:
         task.add_done_callback(_tell_failure)
 
 
-def name_for(name: str, only: Sequence[str]) -> str:
-    """The name of an actor that everybody shares, or of one that is there for some jobs alone."""
-    return ":".join([name, *only])
-
-
 def start_runner(settings: Settings, *only: str) -> Any:
     """Find or start the runner of the connected cluster, or the one for some jobs; it lives on when its scheduler dies."""
     return (
         ray.remote(WorkflowRunner)
         .options(
-            name=name_for(RUNNER_NAME, only), namespace=settings.ray.namespace,
+            name=runner_name(settings, *only), namespace=settings.ray.namespace,
             lifetime="detached", get_if_exists=True, num_cpus=0,
             max_restarts=-1, max_task_retries=0, enable_task_events=False,
         )

@@ -24,6 +24,7 @@ from tests.ray.dispatching import (
 )
 
 from rayzyme.workflows import FunctionTask, TaskConfig
+from rayzyme_actors.scheduler_settings import runner_name, scheduler_name
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def pid_of(dispatcher: Any, actor: str) -> int:
 
     def ask() -> int:
         try:
-            handle = ray.get_actor(actor, dispatcher.settings.ray.namespace)
+            name = {"scheduler": scheduler_name, "workflow-runner": runner_name}[actor](dispatcher.settings)
+            handle = ray.get_actor(name, dispatcher.settings.ray.namespace)
             return int(ray.get(handle.describe.remote(), timeout=10)["pid"])
         except (RayError, ValueError):
             return 0
@@ -102,6 +104,7 @@ import os, sys
 sys.path.insert(0, {str(IMPORTABLE)!r})
 import sample_tasks
 from rayzyme.workflows import FunctionTask, TaskConfig
+from rayzyme_actors.scheduler_settings import runner_name, scheduler_name
 from rayzyme_actors import DispatcherAPI
 dispatcher = DispatcherAPI(auto_start=False)
 task = FunctionTask("orphan", sample_tasks.note, TaskConfig(name="orphan", task_params={{"log": {str(tmp_path / "log")!r}}}))

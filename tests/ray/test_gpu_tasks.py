@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 
-def test_tasks_get_the_gpus_that_they_ask_for_and_lease_their_memory(tmp_path: Path, home: Path, repository: Path) -> None:
+def test_tasks_get_the_gpus_that_they_ask_for_and_lease_their_memory(
+    tmp_path: Path, home: Path, repository: Path
+) -> None:
     """D15, D23, D27, D75"""
     home.mkdir()
     settings = {"resources": {"gpu": {"simulated_mb": [20_000, 20_000]}}, "ray": {"namespace": "rayzyme"}}
@@ -17,7 +19,12 @@ def test_tasks_get_the_gpus_that_they_ask_for_and_lease_their_memory(tmp_path: P
     script = repository / "tests" / "support" / "gpu_tasks.py"
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=240, check=False
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.strip().splitlines()[-1])

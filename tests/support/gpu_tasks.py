@@ -39,7 +39,9 @@ def main(folder: Path) -> None:
         told["none"] = given("none")
         params = {"log": str(folder / "log"), "until": str(folder / "until")}
         holder = FunctionTask(
-            "holder", sample_tasks.wait_for_file, TaskConfig("holder", gpu_required=True, gpu_memory_mb=9000, task_params=params)
+            "holder",
+            sample_tasks.wait_for_file,
+            TaskConfig("holder", gpu_required=True, gpu_memory_mb=9000, task_params=params),
         )
         job_id = dispatcher.submit_workflow(WorkflowBuilder("memory").add_task(holder).build())
         while not (folder / "log").exists():

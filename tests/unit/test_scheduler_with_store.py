@@ -105,7 +105,11 @@ class SchedulerWithStore(RuleBasedStateMachine):
 
     # Users.
 
-    @rule(owner=st.sampled_from(["ada", "bob", "cy"]), priority=st.sampled_from(TaskPriority), needs=st.sampled_from(NEEDS))
+    @rule(
+        owner=st.sampled_from(["ada", "bob", "cy"]),
+        priority=st.sampled_from(TaskPriority),
+        needs=st.sampled_from(NEEDS),
+    )
     def submit(self, owner: str, priority: TaskPriority, needs: dict[str, float]) -> None:
         """One more job, unless its owner has too many."""
         asked = request(owner=owner, priority=priority, needs=needs, job_type="sample")
@@ -131,7 +135,9 @@ class SchedulerWithStore(RuleBasedStateMachine):
 
     # The runner.
 
-    @rule(data=st.data(), to=st.sampled_from([JobState.COMPLETED, JobState.COMPLETED, JobState.FAILED, JobState.QUEUED]))
+    @rule(
+        data=st.data(), to=st.sampled_from([JobState.COMPLETED, JobState.COMPLETED, JobState.FAILED, JobState.QUEUED])
+    )
     @precondition(lambda self: self.runner.orders and not self.is_stalled)
     def end(self, data: st.DataObject, to: JobState) -> None:
         """A run ends, as its user wished, or as it comes; `queued`: the workflow is tried again."""
@@ -325,5 +331,7 @@ def test_jobs_are_kept_started_and_ended_once_whoever_dies_in_between(tmp_path: 
     open_database(f"sqlite:///{SchedulerWithStore.empty_database}").close()
     run_state_machine_as_test(
         SchedulerWithStore,
-        settings=settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)),
+        settings=settings(
+            max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
     )

@@ -145,7 +145,12 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
-        extras = {key: value for key, value in vars(record).items() if key not in _STANDARD_ATTRIBUTES}
+        # What begins with an underscore is a library's own, such as Ray's, which marks every record of its processes.
+        extras = {
+            key: value
+            for key, value in vars(record).items()
+            if key not in _STANDARD_ATTRIBUTES and not key.startswith("_")
+        }
         for key, value in {**(_context.get() or {}), **extras}.items():
             # A reader relies on the keys above.
             line[f"extra_{key}" if key in line else key] = value

@@ -173,6 +173,9 @@ class Dispatcher:
         get_metrics_collector().increment("rayzyme_jobs_submitted_total", len(job_ids))
         for job_id, submission in zip(job_ids, asked, strict=True):
             self._callbacks.watch(job_id, submission.workflow)
+        for job_id, item in zip(job_ids, prepared, strict=True):
+            if item.transient:
+                self._attached().bind.remote(item.transient_key, job_id)
         self._submitted.update(job_ids)
         if self._scheduler is not None:
             self._scheduler.poke.remote()

@@ -56,6 +56,10 @@ class Scheduler:
         """Keep tasks that no spec can hold until their job starts. They are in memory only."""
         await self._in_scheduling(self._scheduling.keep_transient(key, tasks))
 
+    async def bind(self, key: str, job_id: str) -> None:
+        """What was handed over under `key` is this job's."""
+        await self._in_scheduling(self._scheduling.bind_transient(key, job_id))
+
     async def wait_for(self, job_id: str) -> bool:
         """Whether the job is in a final state; waits for that, at most 30 s."""
         try:

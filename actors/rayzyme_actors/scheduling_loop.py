@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from rayzyme.jobs.store import JobStore
 
 from rayzyme.errors import DatabaseError, UnknownJob
 from rayzyme.jobs.changes import Applied, Change
@@ -41,10 +41,12 @@ from rayzyme.jobs.scheduling_events import (
     Unheld,
 )
 from rayzyme.jobs.states import FINAL, JobState
+from rayzyme.jobs.store import JobStore
 from rayzyme.monitoring import get_metrics_collector
 from rayzyme.settings import Settings
 from rayzyme_actors.cluster_capacity import cluster_capacity
 from rayzyme_actors.committing import Committer
+from rayzyme_actors.explaining import explain_from_store
 from rayzyme_actors.running_job import RunOrder
 from rayzyme_actors.scheduler_settings import scheduling_config
 from rayzyme_actors.submitting import TRANSIENT_KEY
@@ -78,9 +80,12 @@ class SchedulingLoop:
         self._actor = f"scheduler:{info['host']}:{info['pid']}"
         self._config = scheduling_config(settings)
         self._token: int | None = None
+        self._machine: SchedulerMachine | None = None
         self._committer = Committer(self._apply)
         self._wakened = asyncio.Event()
         self._transient: dict[str, Mapping[str, Any]] = {}
+        self._transient_of: dict[str, str] = {}
+        self._transient_users: Counter[str] = Counter()
         self._waiters: dict[str, list[asyncio.Future[bool]]] = {}
         self._is_draining = False
         self._rows: dict[str, Job] = {}
@@ -116,6 +121,12 @@ class SchedulingLoop:
     async def keep_transient(self, key: str, tasks: Mapping[str, Any]) -> None:
         """Keep tasks that only this memory holds."""
         self._transient[key] = tasks
+        # Several jobs may have tasks that are the same to the last byte.
+        self._transient_users[key] += 1
+
+    async def bind_transient(self, key: str, job_id: str) -> None:
+        """They are this job's, and may be forgotten with it."""
+        self._transient_of[job_id] = key
 
     async def wait_for(self, job_id: str, timeout: float) -> bool:
         """Whether the job came to its end within `timeout` seconds."""
@@ -126,9 +137,17 @@ class SchedulingLoop:
             return await asyncio.wait_for(waiter, timeout)
         except TimeoutError:
             return False
+        finally:
+            waiting = self._waiters.get(job_id, [])
+            if waiter in waiting:
+                waiting.remove(waiter)
+                if not waiting:
+                    del self._waiters[job_id]
 
     async def explain(self, job_id: str) -> dict[str, Any]:
         """Why a job waits, as the machine sees it."""
+        if self._machine is None:
+            return explain_from_store(self._store, job_id, self._settings)
         return self._machine.explain(job_id, time.time()).to_dict()
 
     async def configure(self, settings: Settings) -> None:
@@ -191,8 +210,10 @@ class SchedulingLoop:
 
     async def _step(self) -> None:
         """Wait for news, decide, write, carry out."""
+        machine = self._machine
+        assert machine is not None, "it is made before the first step"
         if not self._events:
-            wake = self._machine.next_wake(time.time())
+            wake = machine.next_wake(time.time())
             poll = self._settings.scheduler.poll_interval
             with suppress(TimeoutError):
                 await asyncio.wait_for(
@@ -212,7 +233,7 @@ class SchedulingLoop:
         events, self._events = self._events or [Tick()], []
         commands: list[Command] = []
         for event in events:
-            commands += self._machine.handle(event, time.time())
+            commands += machine.handle(event, time.time())
         if commands:
             await self._obey(commands)
         self._publish_snapshot()
@@ -280,6 +301,7 @@ class SchedulingLoop:
 
     def _forget(self, job: Job) -> None:
         known = self._rows.pop(job.job_id)
+        self._count_end(job)
         ran_s = time.time() - known.started_at if known.started_at is not None else 0.0
         self._tell(Finished(job.job_id, job.state, ran_s))
 
@@ -336,7 +358,7 @@ class SchedulingLoop:
             self._rows.pop(command.job_id, None)
             self._release_waiters(command.job_id)
             if outcome.accepted and job is not None:
-                metrics.increment("rayzyme_jobs_total", tags={"state": job.state.value})
+                self._count_end(job)
             return False
         self._rows[command.job_id] = job
         if outcome.accepted and isinstance(command, Start):
@@ -456,7 +478,20 @@ class SchedulingLoop:
     def _running(self) -> list[Job]:
         return [job for job in self._rows.values() if job.state is JobState.RUNNING]
 
+    def _count_end(self, job: Job) -> None:
+        metrics = get_metrics_collector()
+        metrics.increment("rayzyme_jobs_total", tags={"state": job.state.value})
+        if job.state is JobState.CANCELLED:
+            metrics.increment("rayzyme_cancellations_total")
+
     def _release_waiters(self, job_id: str) -> None:
+        """The job has ended: whoever waits for it is told, and what only this memory holds of it is not needed any more."""
+        key = self._transient_of.pop(job_id, None)
+        if key is not None:
+            self._transient_users[key] -= 1
+            if self._transient_users[key] <= 0:
+                del self._transient_users[key]
+                self._transient.pop(key, None)
         for waiter in self._waiters.pop(job_id, ()):
             if not waiter.done():
                 waiter.set_result(True)

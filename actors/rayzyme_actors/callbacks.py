@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayzyme.jobs.store import JobStore
-
 from rayzyme.errors import DatabaseError, NotFound
 from rayzyme.jobs.states import FINAL, JobState
+from rayzyme.jobs.store import JobStore
 from rayzyme.monitoring import ProgressTracker
 from rayzyme.workflows import Workflow
 from rayzyme_actors.job_results import workflow_result
@@ -48,15 +47,22 @@ class Callbacks:
             return
         with self._lock:
             self._watched.setdefault(job_id, _Watched(workflow))
-            if self._thread is None:
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on calling after `close`, where there is anybody to call."""
+        with self._lock:
+            if self._watched and self._thread is None:
                 self._closing.clear()
                 self._thread = threading.Thread(target=self._run, name="rayzyme-callbacks", daemon=True)
                 self._thread.start()
 
     def wait_for(self, job_id: str, timeout: float) -> None:
         """Wait until everything that is known of a job's end was told."""
+        if threading.current_thread() is self._thread:
+            return  # a callback that asks for its own job
         with self._is_idle:
-            self._is_idle.wait_for(lambda: job_id not in self._watched, timeout)
+            self._is_idle.wait_for(lambda: job_id not in self._watched or self._thread is None, timeout)
 
     def close(self) -> None:
         """Call nobody any more."""

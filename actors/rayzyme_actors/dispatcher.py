@@ -28,6 +28,7 @@ from rayzyme_actors.callbacks import Callbacks
 from rayzyme_actors.cluster_capacity import cluster_capacity
 from rayzyme_actors.connection import connect_to_scheduler
 from rayzyme_actors.dispatcher_stats import dispatcher_stats
+from rayzyme_actors.explaining import explain_end, explain_from_store
 from rayzyme_actors.job_results import workflow_result
 from rayzyme_actors.scheduler import start_scheduler
 from rayzyme_actors.scheduler_settings import scheduling_config, store_of
@@ -83,6 +84,7 @@ class Dispatcher:
             return
         connect_to_scheduler(self.settings, self._store)
         self._scheduler = start_scheduler(self.settings)
+        self._callbacks.resume()
         if self._has_own_settings:
             ray.get(self._scheduler.configure.remote(self.settings))
 
@@ -265,8 +267,14 @@ class Dispatcher:
         Raises:
             UnknownJob: There is no such job.
         """
-        self._store.job(job_id)
-        explained: dict[str, Any] = ray.get(self._attached().explain.remote(job_id))
+        over = explain_end(self._store, job_id)
+        if over is not None:
+            return over
+        try:
+            explained: dict[str, Any] = ray.get(self._attached().explain.remote(job_id))
+        except UnknownJob:
+            # It ended between the two questions.
+            return explain_end(self._store, job_id) or explain_from_store(self._store, job_id, self.settings)
         return explained
 
     def get_stats(self) -> dict[str, Any]:

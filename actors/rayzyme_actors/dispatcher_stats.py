@@ -8,6 +8,7 @@ from typing import Any
 
 from rayzyme.database.leases import live_leases
 from rayzyme.errors import ResourceError
+from rayzyme.jobs.role import is_provably_gone
 from rayzyme.jobs.states import JobState
 from rayzyme.jobs.store import JobStore
 from rayzyme.resources import GPUManager, get_memory_manager
@@ -32,6 +33,8 @@ def scheduler_and_queue(store: JobStore, settings: Settings, scheduler: Mapping[
     """The first two parts of it, which are in the database."""
     counts = store.counts()
     holder = store.role()
+    if holder is not None and is_provably_gone(holder.identity):
+        holder = None
     return {
         "scheduler": {
             "running": holder is not None,

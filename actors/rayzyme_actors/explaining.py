@@ -8,11 +8,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rayzyme.jobs.store import JobStore
-
 from rayzyme.jobs.scheduling import SchedulerMachine
 from rayzyme.jobs.scheduling_events import CapacityChanged, Restored
 from rayzyme.jobs.states import FINAL
+from rayzyme.jobs.store import JobStore
 from rayzyme.settings import Settings
 from rayzyme_actors.scheduler_settings import scheduling_config
 
@@ -25,11 +24,9 @@ def explain(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any]:
     Raises:
         UnknownJob: There is no such job.
     """
-    job = store.job(job_id)
-    if job.state in FINAL:
-        record = store.record(job_id)
-        ended = f"{job.name} is {job.state}" + (f": {record.error_message}" if record.error_message else "")
-        return {"job_id": job_id, "state": job.state.value, "sentences": [ended]}
+    over = explain_end(store, job_id)
+    if over is not None:
+        return over
     if store.role() is not None:
         from rayzyme_actors.connection import connect_to_scheduler
 
@@ -41,6 +38,20 @@ def explain(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any]:
             return answer
     told = explain_from_store(store, job_id, settings)
     return told | {"sentences": [*told["sentences"], NO_SCHEDULER]}
+
+
+def explain_end(store: JobStore, job_id: str) -> dict[str, Any] | None:
+    """How a job ended; None where it has not.
+
+    Raises:
+        UnknownJob: There is no such job.
+    """
+    job = store.job(job_id)
+    if job.state not in FINAL:
+        return None
+    record = store.record(job_id)
+    ended = f"{job.name} is {job.state}" + (f": {record.error_message}" if record.error_message else "")
+    return {"job_id": job_id, "state": job.state.value, "sentences": [ended]}
 
 
 def explain_from_store(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any]:

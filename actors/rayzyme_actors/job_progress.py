@@ -42,6 +42,8 @@ class JobProgress:
         now = min(float(_STEPS), max(before, percentage))
         self._percent[task], self._messages[task] = now, message
         if self._tracker is not None:
+            if task not in self._tasks:  # one that another task's plan change added
+                self._add(task)
             self._advance(task, before, now, message or None)
 
     def ended(self, task: str, state: JobState) -> None:
@@ -60,10 +62,16 @@ class JobProgress:
 
     def _publish(self) -> None:
         self._tracker = ProgressTracker()
-        for task in self._tasks:
-            self._tracker.start_task(task, task, _STEPS)
+        tasks, self._tasks = [*self._tasks, *(self._percent.keys() - set(self._tasks))], []
+        for task in tasks:
+            self._add(task)
             self._advance(task, 0.0, self._percent.get(task, 0.0), self._messages.get(task))
         self._tracker.publish(self._job_id, self._attempt, self._store.database)
+
+    def _add(self, task: str) -> None:
+        assert self._tracker is not None
+        self._tasks.append(task)
+        self._tracker.start_task(task, task, _STEPS)
 
     def _advance(self, task: str, before: float, now: float, message: str | None) -> None:
         assert self._tracker is not None

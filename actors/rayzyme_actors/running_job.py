@@ -281,9 +281,10 @@ class RunningJob:
             self._values[command.task] = (outcome.output, outcome.shared_writes)
             if outcome.manifest:
                 self._manifests[command.task] = outcome.manifest
+        # What follows depends on this; figures and progress are for people.
+        self._events.put_nowait(TaskFinished(command.task, command.attempt, outcome))
         self._measure(outcome)
         self.progress.ended(command.task, outcome.state)
-        self._events.put_nowait(TaskFinished(command.task, command.attempt, outcome))
 
     @staticmethod
     def _measure(outcome: TaskOutcome) -> None:

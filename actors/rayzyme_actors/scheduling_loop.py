@@ -148,6 +148,11 @@ class SchedulingLoop:
         """Why a job waits, as the machine sees it."""
         if self._machine is None:
             return explain_from_store(self._store, job_id, self._settings)
+        if job_id not in self._rows:
+            # Accepted a moment ago.
+            await self._look()
+            for event in self._take_events():
+                await self._obey(self._machine.handle(event, time.time()))
         return self._machine.explain(job_id, time.time()).to_dict()
 
     async def configure(self, settings: Settings) -> None:
@@ -230,9 +235,8 @@ class SchedulingLoop:
             logger.warning("the scheduler waits for the database: %s", error)
             await asyncio.sleep(self._settings.scheduler.poll_interval)
             return
-        events, self._events = self._events or [Tick()], []
         commands: list[Command] = []
-        for event in events:
+        for event in self._take_events() or [Tick()]:
             commands += machine.handle(event, time.time())
         if commands:
             await self._obey(commands)
@@ -308,7 +312,8 @@ class SchedulingLoop:
     # Carrying out.
 
     async def _obey(self, commands: Sequence[Command]) -> None:
-        written = [command for command in commands if not isinstance(command, Stop)]
+        # Of a job that was lost by one word and over by the next, the machine has forgotten that it was to be queued again.
+        written = [command for command in commands if not isinstance(command, Stop) and command.job_id in self._rows]
         applied = await self._committer.commit_all([self._change(command) for command in written])
         started = []
         for command, outcome in zip(written, applied, strict=True):
@@ -352,12 +357,15 @@ class SchedulingLoop:
         job, metrics = outcome.job, get_metrics_collector()
         if not outcome.accepted:
             logger.info("%s was refused: %s", command, outcome.why)
-            if isinstance(command, Start):
+            # What the machine decided is not so: it must know what is instead.
+            if job is None or isinstance(command, Start):
                 self._tell(StartRefused(command.job_id, job))
+            else:
+                self._tell(Queued([job]))
         if job is None or job.state in FINAL:
-            self._rows.pop(command.job_id, None)
+            is_news = self._rows.pop(command.job_id, None) is not None
             self._release_waiters(command.job_id)
-            if outcome.accepted and job is not None:
+            if is_news and job is not None:
                 self._count_end(job)
             return False
         self._rows[command.job_id] = job
@@ -470,6 +478,10 @@ class SchedulingLoop:
         applied = self._store.apply(changes, capacity=capacity, role_token=self._token)
         get_metrics_collector().record("rayzyme_commit_seconds", time.perf_counter() - begin, unit="seconds")
         return applied
+
+    def _take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)

@@ -76,13 +76,18 @@ def run_here(
     connect(settings)
     dispatcher = Dispatcher(auto_start=False)
     job_id = dispatcher.submit_workflow(workflow, name=name)
-    with SchedulerInForeground(settings, job_id):
-        try:
-            return job_id, _followed(dispatcher, job_id, progress)
-        except KeyboardInterrupt:
-            dispatcher.cancel_job(job_id)
-            _followed(dispatcher, job_id, progress)
-            raise
+    try:
+        with SchedulerInForeground(settings, job_id):
+            try:
+                return job_id, _followed(dispatcher, job_id, progress)
+            except KeyboardInterrupt:
+                dispatcher.cancel_job(job_id)
+                _followed(dispatcher, job_id, progress)
+                raise
+    except KeyboardInterrupt:
+        # It may have come before there was anybody to stop the job.
+        dispatcher.cancel_job(job_id)
+        raise
 
 
 def _followed(dispatcher: Dispatcher, job_id: str, progress: Callable[[int, int], None]) -> WorkflowResult:

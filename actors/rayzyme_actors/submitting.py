@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from ray import cloudpickle
 
+from rayzyme.errors import ValidationError
 from rayzyme.jobs.job import JobRequest, Resources, TaskPriority
 from rayzyme.settings import Settings
-from rayzyme.workflows import Workflow
+from rayzyme.workflows import Workflow, WorkflowBuilder
 from rayzyme.workflows.plan import check_possible, plan_needs
 from rayzyme.workflows.specs import plan_from_spec, to_spec
 
@@ -55,6 +56,9 @@ def prepare(submission: Submission, settings: Settings, cluster: Resources | Non
         TaskNotSendable: A task can be neither stored nor sent.
     """
     workflow = submission.workflow
+    if not isinstance(workflow, Workflow):
+        hint = "call its build()" if isinstance(workflow, WorkflowBuilder) else "use submit_task for a single task"
+        raise ValidationError(f"only a Workflow can be submitted, not {workflow!r}; {hint}")
     spec = to_spec(workflow, pickle_check=cloudpickle.dumps)
     document = dict(spec.document)
     key = ""
@@ -65,8 +69,8 @@ def prepare(submission: Submission, settings: Settings, cluster: Resources | Non
     if cluster is not None:
         check_possible(plan, cluster, settings.resources.gpu.on_missing)
     request = JobRequest(
-        name=submission.name or workflow.name,
-        owner=submission.owner or getpass.getuser(),
+        name=workflow.name if submission.name is None else submission.name,
+        owner=getpass.getuser() if submission.owner is None else submission.owner,
         spec=document,
         job_type=workflow.name,
         priority=submission.priority,

@@ -49,7 +49,7 @@ class ProcessLost(Exception):
     """The process died under the task; nobody can say how far that was."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Work:
     assignment: Assignment
     marker: str
@@ -57,7 +57,7 @@ class _Work:
     on_begin: Callable[[], None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Process:
     handle: Any
     ready: asyncio.Task[None] = field(init=False)
@@ -66,7 +66,7 @@ class _Process:
     idle_since: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Line:
     """The processes of one shape and the works that wait for them."""
 
@@ -192,7 +192,8 @@ class TaskPool:
             return
         except RayError as error:
             # What cannot cross to another process, or cannot be rebuilt there.
-            outcomes = [TaskOutcome.failed(type(error.__cause__ or error).__name__, str(error)) for _ in process.works]
+            cause = getattr(error, "cause", None) or error
+            outcomes = [TaskOutcome.failed(type(cause).__name__, str(cause), is_final=True) for _ in process.works]
         begun, rest = process.works[: len(outcomes)], process.works[len(outcomes) :]
         process.works = []
         process.idle_since = time.monotonic()

@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
 import ray
+from ray import cloudpickle
 
 from rayzyme.monitoring import log_context
 from rayzyme.resources import TwoLevelCache
@@ -144,8 +145,11 @@ class TaskProcess:
                     cache=self._task_cache if assignment.cache_enabled else None,
                     on_ready=lambda cleanup: setattr(running, "cleanup", cleanup),
                 )
+            outcome = _that_can_be_sent(outcome, assignment)
         except TaskInterrupted:
             outcome = TaskOutcome.cancelled(running.stopping or "it was interrupted")
+        except KeyboardInterrupt:
+            outcome = TaskOutcome.failed("KeyboardInterrupt", "the task raised KeyboardInterrupt", is_final=True)
         finally:
             del os.environ[MARKER]
             with self._lock:
@@ -181,6 +185,29 @@ class TaskProcess:
     @staticmethod
     def _interrupt(running: _Running) -> None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(running.thread), ctypes.py_object(TaskInterrupted))
+
+
+def _that_can_be_sent(outcome: TaskOutcome, assignment: Assignment) -> TaskOutcome:
+    """The outcome, told in the terms of the task's config, and nothing in it that no other process can be given."""
+    if outcome.error_class == "MemoryError" and assignment.memory_mb is not None:
+        message = f"task {assignment.task} asked for more than its memory_mb of {assignment.memory_mb} at once"
+        return replace(outcome, error_class="MemoryLimitExceeded", error=message)
+    objects = {f"shared_state[{key!r}]": value for key, value in outcome.shared_writes.items()}
+    for name, value in {"its output": outcome.output or {}, **objects}.items():
+        if "object" not in value:
+            continue
+        try:
+            cloudpickle.dumps(value["object"])
+        except Exception as error:
+            message = f"{name} of task {assignment.task}, a {type(value['object']).__qualname__}, cannot leave its process: {error}"
+            return TaskOutcome.failed(
+                "TaskNotSendable",
+                message,
+                is_final=True,
+                started_at=outcome.started_at,
+                computed_at=outcome.computed_at,
+            )
+    return outcome
 
 
 class _Services:

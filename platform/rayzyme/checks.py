@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,18 @@ def short_text(name: str, value: Any, *, at_most: int) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= at_most:
         raise ValidationError(f"{name} must be a text of 1 to {at_most} characters, not {value!r}")
     return value
+
+
+def printable_text(name: str, value: Any, *, at_most: int) -> str:
+    """A str of 1 to `at_most` characters on one line, without control characters: a name that people read.
+
+    Raises:
+        ValidationError: Names the argument.
+    """
+    text = short_text(name, value, at_most=at_most)
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise ValidationError(f"{name} must not contain control characters or line breaks: {text!r}")
+    return text
 
 
 def folder_path(name: str, value: Any) -> Path:

@@ -349,6 +349,8 @@ def load_settings(config_file: str | Path | None = None, overrides: Mapping[str,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=file_values)
 
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ValidationError(f"overrides must be a nested mapping of settings, not {overrides!r}")
     for key in overrides or {}:
         if not isinstance(key, str):
             raise ValidationError(f"overrides: {key!r} is no name of a setting; names are texts")

@@ -318,6 +318,30 @@ def test_a_task_class_gets_the_arguments_it_was_made_with(dispatcher: Any) -> No
     )
 
 
+def test_a_task_may_plan_further_ones(dispatcher: Any, tmp_path: Path) -> None:
+    """D39"""
+    log = {"log": str(tmp_path / "log")}
+    workflow = workflow_of(
+        function_task("planner", sample_tasks.plan_more, params=log),
+        function_task("last", sample_tasks.note, ["planner"], params=log),
+    )
+    result = dispatcher.wait_for_job(dispatcher.submit_workflow(workflow), timeout=60)
+    assert result.success, result.error
+    assert sorted(line.split()[0] for line in lines(tmp_path / "log")[:2]) == ["more1", "more2"]
+    assert lines(tmp_path / "log")[2].startswith("last")
+    assert result.get_task_result("planner").output == "planned"
+
+
+def test_a_workflow_over_its_time_is_stopped_with_everything_in_it(dispatcher: Any, tmp_path: Path) -> None:
+    """D34"""
+    pid = tmp_path / "pid"
+    workflow = workflow_of(function_task("deaf", sample_tasks.sleep_long, params={"pid": str(pid)}), timeout=2)
+    result = dispatcher.wait_for_job(dispatcher.submit_workflow(workflow), timeout=30)
+    assert result.status == "failed"
+    assert "timeout of 2 s" in result.error
+    until(lambda: not psutil.pid_exists(int(pid.read_text())), 10)
+
+
 def test_the_statistics_have_the_documented_shape(dispatcher: Any) -> None:
     """D56"""
     before = dispatcher.get_stats()["queue"]["completed"]

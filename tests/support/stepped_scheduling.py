@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 from tests.support.job_samples import Clock
 
+from rayzyme.jobs.changes import Applied, Change
 from rayzyme.jobs.scheduling import SchedulerMachine
 from rayzyme.jobs.store import JobStore
 from rayzyme.settings import Settings
@@ -71,11 +72,13 @@ class SteppedScheduling(SchedulingLoop):
 
     Attributes:
         token: Of that role.
+        meanwhile: What happens, once, between its next decision and the writing of it.
     """
 
     def __init__(self, settings: Settings, store: JobStore, token: int) -> None:
         super().__init__(settings, store, {"host": "here", "pid": next(_numbers)})
         self._token = self.token = token
+        self.meanwhile: Callable[[], None] | None = None
 
     async def restore(self, runner: ListedRunner) -> None:
         """Take up what the store says."""
@@ -99,6 +102,12 @@ class SteppedScheduling(SchedulingLoop):
         self._runner = runner
         await self._lose_what_runs_not_here()
         self._runner_id = runner.runner_id
+
+    def _apply(self, changes: Sequence[Change]) -> list[Applied]:
+        happening, self.meanwhile = self.meanwhile, None
+        if happening is not None:
+            happening()
+        return super()._apply(changes)
 
     def compare_notes(self) -> None:
         """With the next step, read everything that is live."""

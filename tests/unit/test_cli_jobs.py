@@ -109,7 +109,7 @@ def test_an_unknown_job_is_told_on_standard_error(run: Any, command: tuple[str, 
     """D57"""
     code, out, err = run(*command, "job_000000000000")
     assert (code, out) == (1, "")
-    assert "there is no job job_000000000000" in err
+    assert "there is no job 'job_000000000000'" in err
 
 
 def test_wrong_usage_ends_with_2() -> None:

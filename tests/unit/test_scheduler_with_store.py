@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -27,6 +32,7 @@ from rayzyme.database import open_database
 from rayzyme.database.administration import first_altered
 from rayzyme.database.tables import Lease
 from rayzyme.errors import QuotaExceeded
+from rayzyme.jobs import submitting
 from rayzyme.jobs.applying import LATE_RESULT
 from rayzyme.jobs.changes import Change
 from rayzyme.jobs.job import Job, TaskPriority
@@ -76,6 +82,11 @@ class SchedulerWithStore(RuleBasedStateMachine):
         self.killed: list[ListedRunner] = []
         self.runner, self.is_stalled = ListedRunner(), False
         self.stack = ExitStack()
+        # So that the jitter of waits, which goes by the job's id, is the same in every run of an example.
+        numbers = map("{:012x}".format, count())
+        self.stack.enter_context(
+            patch.object(submitting, "secrets", SimpleNamespace(token_hex=lambda _: next(numbers)))
+        )
         self.stack.enter_context(surroundings(self.clock, lambda: CLUSTER, self.killed.append))
 
     @initialize(strategy=st.sampled_from(sorted(STRATEGIES)))
@@ -124,7 +135,7 @@ class SchedulerWithStore(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         """A queued job ends at once, a running one is asked to."""
         job = data.draw(st.sampled_from(self.live()))
-        assert self.store.request_cancel(job.job_id)
+        self.take_place(data, lambda: self.store.request_cancel(job.job_id))
 
     @rule(data=st.data(), is_held=st.booleans())
     @precondition(lambda self: self.live())
@@ -132,7 +143,7 @@ class SchedulerWithStore(RuleBasedStateMachine):
         """A queued job waits for its user, or no longer."""
         job = data.draw(st.sampled_from(self.live()))
         steer = self.store.hold if is_held else self.store.unhold
-        assert steer(job.job_id) is (job.state is JobState.QUEUED)
+        self.take_place(data, lambda: steer(job.job_id))
 
     # The runner.
 
@@ -142,9 +153,15 @@ class SchedulerWithStore(RuleBasedStateMachine):
     @precondition(lambda self: self.runner.orders and not self.is_stalled)
     def end(self, data: st.DataObject, to: JobState) -> None:
         """A run ends, as its user wished, or as it comes; `queued`: the workflow is tried again."""
-        order = self.runner.orders.pop(data.draw(st.sampled_from(sorted(self.runner.orders))))
-        self.commit(order, JobState.CANCELLED if order.job_id in self.runner.told_to_stop else to)
-        self.runner.told_to_stop.discard(order.job_id)
+        runner = self.runner
+        order = runner.orders[data.draw(st.sampled_from(sorted(runner.orders, key=self.submitted.index)))]
+
+        def ending() -> None:
+            self.commit(order, JobState.CANCELLED if order.job_id in runner.told_to_stop else to)
+            runner.told_to_stop.discard(order.job_id)
+            del runner.orders[order.job_id]
+
+        self.take_place(data, ending)
 
     @rule(data=st.data())
     @precondition(lambda self: self.ghosts)
@@ -152,7 +169,17 @@ class SchedulerWithStore(RuleBasedStateMachine):
         """A run ends whose runner was given up."""
         order = data.draw(st.sampled_from(self.ghosts))
         self.ghosts.remove(order)
-        self.commit(order, JobState.COMPLETED)
+        self.take_place(data, lambda: self.commit(order, JobState.COMPLETED))
+
+    def take_place(self, data: st.DataObject, happening: Callable[[], object]) -> None:
+        """Let something happen at once, or while the scheduler is about to write what it decided."""
+        if data.draw(st.booleans()):
+            self.scheduler.meanwhile = happening
+            self.do(self.scheduler.step())
+            if self.scheduler.meanwhile is None:
+                return
+            self.scheduler.meanwhile = None
+        happening()
 
     def commit(self, order: RunOrder, to: JobState) -> None:
         """Write an end; it counts if and only if the attempt is still the job's own."""
@@ -324,13 +351,49 @@ class SchedulerWithStore(RuleBasedStateMachine):
             return dict(connection.execute(wanted).all())
 
 
-def test_jobs_are_kept_started_and_ended_once_whoever_dies_in_between(tmp_path: Path) -> None:
-    """D15, D19, D20, D40, D44, D46, D47, D50"""
+@pytest.fixture(autouse=True)
+def _empty_database(tmp_path: Path) -> None:
     SchedulerWithStore.empty_database = tmp_path / "empty.db"
     open_database(f"sqlite:///{SchedulerWithStore.empty_database}").close()
+
+
+@pytest.fixture
+def together() -> Iterator[SchedulerWithStore]:
+    """A scheduler whose runner was lost with a job that it ran; the scheduler was told."""
+    together = SchedulerWithStore()
+    together.begin("priority")
+    together.submit("bob", TaskPriority.NORMAL, {SLOT: 1.0})
+    together.step()
+    together.lose_runner()
+    yield together
+    together.teardown()
+
+
+def test_jobs_are_kept_started_and_ended_once_whoever_dies_in_between() -> None:
+    """D15, D19, D20, D40, D44, D46, D47, D50"""
     run_state_machine_as_test(
         SchedulerWithStore,
         settings=settings(
-            max_examples=25, stateful_step_count=40, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+            max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck),
+            # To make an example small takes minutes.
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],
         ),
-    )
+    )  # fmt: skip
+
+
+def test_a_job_whose_last_commit_outlived_its_runner_has_ended(together: SchedulerWithStore) -> None:
+    """D19"""
+    together.commit(together.ghosts.pop(), JobState.COMPLETED)
+    together.step()
+    together.scheduler.machine.check_invariants()
+    assert not together.scheduler.machine.jobs
+
+
+def test_a_job_that_ends_while_it_is_about_to_be_queued_again_has_ended(together: SchedulerWithStore) -> None:
+    """D19"""
+    ghost = together.ghosts.pop()
+    together.scheduler.meanwhile = lambda: together.commit(ghost, JobState.COMPLETED)
+    together.step()
+    assert together.scheduler.meanwhile is None
+    together.start_what_fits()
+    assert not together.scheduler.machine.jobs

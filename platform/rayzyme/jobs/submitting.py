@@ -18,7 +18,7 @@ from typing import Any, Final, get_args
 
 from sqlalchemy import Connection, func, insert, select, text
 
-from rayzyme.checks import short_text, truth_value, whole_number
+from rayzyme.checks import printable_text, short_text, truth_value, whole_number
 from rayzyme.database.change_numbers import own_change_number
 from rayzyme.database.documents import JsonText, clean_text, to_json
 from rayzyme.database.events import JOB_SUBJECT, ChainEnd, Line, append
@@ -75,12 +75,12 @@ def check_request(request: JobRequest) -> CheckedRequest:
     """
     if request.kind not in _KINDS:
         raise ValidationError(f"kind must be one of {', '.join(_KINDS)}, not {request.kind!r}")
-    owner = clean_text(short_text("owner", request.owner, at_most=_LONGEST_OWNER))
+    owner = clean_text(printable_text("owner", request.owner, at_most=_LONGEST_OWNER))
     spec = _document("spec", request.spec)
     metadata = _document("metadata", request.metadata)
     key = request.idempotency_key
     columns = {
-        "name": clean_text(short_text("name", request.name, at_most=_LONGEST_NAME)),
+        "name": clean_text(printable_text("name", request.name, at_most=_LONGEST_NAME)),
         "owner": owner,
         "kind": request.kind,
         "job_type": clean_text(request.job_type)[:_LONGEST_TYPE],

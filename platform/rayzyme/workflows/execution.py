@@ -166,7 +166,7 @@ def _context(
 ) -> TaskContext:
     def tell(percentage: float, message: str = "") -> None:
         if progress is not None:
-            progress(percentage, message)
+            progress(float(percentage), str(message))
 
     limit = assignment.memory_mb
     return TaskContext(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
+from rayzyme.errors import NotFound
 from rayzyme.jobs.vocabularies import TaskStatus
 from rayzyme.workflows.plan_change import PlanChange
 
@@ -99,10 +100,16 @@ class TaskResult:
         """Whether it completed."""
         return self.status is TaskStatus.COMPLETED
 
+    def _told(self, name: str) -> Any:
+        try:
+            return getattr(self, name)
+        except NotFound as error:
+            return f"not kept: {error}"
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON; what JSON does not know appears as its text."""
         hidden = {"exception", "plan_change"}
-        document = {item.name: as_json(getattr(self, item.name)) for item in fields(self) if item.name not in hidden}
+        document = {item.name: as_json(self._told(item.name)) for item in fields(self) if item.name not in hidden}
         return document | {"duration": self.duration, "success": self.success}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -72,7 +73,7 @@ class TaskConfig:
         Raises:
             ValidationError: Names the field and the task.
         """
-        checks.short_text("the name of a task", self.name, at_most=LONGEST_NAME)
+        checks.printable_text("the name of a task", self.name, at_most=LONGEST_NAME)
         self._check_texts()
         self._check_numbers()
         self._check_resources()
@@ -189,7 +190,17 @@ class TaskConfig:
         for item in given:
             if not (isinstance(item, str) or (isinstance(item, type) and issubclass(item, BaseException))):
                 raise ValidationError(f"{self._of('retry_on_errors')} holds {item!r}, which is no exception class")
-        return [Exception if item == _EXCEPTION else item for item in given]
+        return [Exception if item == _EXCEPTION else self._error_path(item) for item in given]
+
+    def _error_path(self, item: type[BaseException] | str) -> type[BaseException] | str:
+        if not isinstance(item, str) or ":" in item:
+            return item
+        found = getattr(builtins, item, None)
+        if isinstance(found, type) and issubclass(found, BaseException):
+            return found
+        raise ValidationError(
+            f"{self._of('retry_on_errors')} holds {item!r}; give the class, or its import path as 'module:Name'"
+        )
 
     def _of(self, name: str) -> str:
         return f"{name} of {self._label}"

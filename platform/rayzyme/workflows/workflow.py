@@ -56,7 +56,7 @@ class WorkflowConfig:
         Raises:
             ValidationError: Names what cannot hold.
         """
-        checks.short_text("the name of a workflow", self.name, at_most=LONGEST_NAME)
+        checks.printable_text("the name of a workflow", self.name, at_most=LONGEST_NAME)
         checks.whole_number("max_parallel_tasks", self.max_parallel_tasks, at_least=1)
         checks.whole_number("max_workflow_retries", self.max_workflow_retries, at_least=0)
         for name in ("fail_fast", "continue_on_error", "retry_failed_tasks"):

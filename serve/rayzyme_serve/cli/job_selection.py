@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -12,20 +13,21 @@ from rayzyme.errors import InvalidInput, UnknownJob
 from rayzyme.settings import get_settings
 
 if TYPE_CHECKING:
+    from rayzyme.jobs.records import JobRecord
     from rayzyme.jobs.store import JobStore
 
-    from rayzyme.jobs.records import JobRecord
-
 _COMPLETED_FROM = 50
+_LARGEST_NUMBER = 2**63 - 1
+# Fewer characters are more likely a slip, such as a variable of the shell that was not set.
+_BEGINNING = re.compile(r"job_[0-9a-f]{4,}$")
 
 
 @contextmanager
 def job_store() -> Iterator[JobStore]:
     """The store of the settings' database."""
     # SQLAlchemy takes its time to load.
-    from rayzyme.jobs.store import JobStore
-
     from rayzyme.database import open_database
+    from rayzyme.jobs.store import JobStore
 
     with closing(open_database()) as database:
         yield JobStore(database, lease_ttl=get_settings().leases.ttl)
@@ -53,12 +55,13 @@ def complete_jobs(incomplete: str) -> list[tuple[str, str]]:
 
 def _named(store: JobStore, argument: str) -> list[JobRecord]:
     first, dash, last = argument.partition("-")
+    numbers = [int(text) for text in (first, last) if text.isdecimal()]
     if argument == "last":
         found = store.records(limit=1)
-    elif argument.isdecimal():
-        found = store.numbered(int(argument), int(argument))
-    elif dash and first.isdecimal() and last.isdecimal():
-        found = store.numbered(int(first), int(last))
+    elif numbers and len(numbers) == 1 + bool(dash) and max(numbers) <= _LARGEST_NUMBER:
+        found = store.numbered(numbers[0], numbers[-1])
+    elif not _BEGINNING.match(argument):
+        found = []
     else:
         found = store.beginning_with(argument)
         if len(found) > 1:
@@ -67,7 +70,7 @@ def _named(store: JobStore, argument: str) -> list[JobRecord]:
                 "give more of it"
             )
     if not found:
-        raise UnknownJob(f"there is no job {argument}; `rayzyme list-jobs` shows those that there are")
+        raise UnknownJob(f"there is no job {argument!r}; `rayzyme list-jobs` shows those that there are")
     return found
 
 

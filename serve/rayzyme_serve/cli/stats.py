@@ -59,7 +59,10 @@ def _print_platform(own: Context, printer: Output) -> None:
     scheduler, queue = figures["scheduler"], figures["queue"]
     printer.document(figures)
     lives = f"on {scheduler['host']} as process {scheduler['pid']}" if scheduler["running"] else "not running"
-    rows = [["scheduler", lives], *([state, queue[state]] for state in ("queued", "running", "completed", "failed"))]
+    rows = [
+        ["scheduler", lives],
+        *([state, queue[state]] for state in ("queued", "running", "completed", "failed", "cancelled")),
+    ]
     printer.rows("Rayzyme", ["what", "value"], rows)
     printer.value("running" if scheduler["running"] else "stopped")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rayzyme.workflows import Task, TaskConfig, TaskContext, TaskResult
+from rayzyme.workflows import FunctionTask, PlanChange, Task, TaskConfig, TaskContext, TaskResult
 
 
 def nothing(context: TaskContext) -> None:
@@ -101,6 +101,15 @@ def die(context: TaskContext) -> None:
 def granted_gpus(context: TaskContext) -> list[int]:
     """The GPUs that this was given."""
     return list(context.gpu_ids)
+
+
+def plan_more(context: TaskContext) -> PlanChange:
+    """Have two tasks done before whatever waits for this one."""
+    more = [
+        FunctionTask(f"more{number}", note, TaskConfig(f"more{number}", task_params=context.config))
+        for number in (1, 2)
+    ]
+    return PlanChange(detour=more, output="planned")
 
 
 class Greeting(Task):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayzyme.errors import DatabaseError, NotFound
+from rayzyme.errors import DatabaseError, NotFound, UnknownJob
 from rayzyme.jobs.states import FINAL, JobState
 from rayzyme.jobs.store import JobStore
 from rayzyme.monitoring import ProgressTracker
@@ -64,26 +64,35 @@ class Callbacks:
         with self._is_idle:
             self._is_idle.wait_for(lambda: job_id not in self._watched or self._thread is None, timeout)
 
-    def close(self) -> None:
-        """Call nobody any more."""
+    def close(self, tell_what_is_known: bool = False) -> None:
+        """Call nobody any more, but first, if that is wanted, for everything that has happened already."""
         self._closing.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         self._thread = None
+        if tell_what_is_known:
+            self._look_at_all()
+        with self._is_idle:
+            self._is_idle.notify_all()
 
     def _run(self) -> None:
         while not self._closing.wait(_POLL_S):
-            for job_id, watched in list(self._watched.items()):
-                try:
-                    is_over = self._look(job_id, watched)
-                except DatabaseError as error:
-                    logger.warning("news of job %s cannot be read now: %s", job_id, error)
-                    continue
-                if is_over:
-                    with self._is_idle:
-                        del self._watched[job_id]
-                        self._is_idle.notify_all()
+            self._look_at_all()
+
+    def _look_at_all(self) -> None:
+        for job_id, watched in list(self._watched.items()):
+            try:
+                is_over = self._look(job_id, watched)
+            except DatabaseError as error:
+                logger.warning("news of job %s cannot be read now: %s", job_id, error)
+                continue
+            except UnknownJob:
+                is_over = True  # it was removed
+            if is_over:
+                with self._is_idle:
+                    del self._watched[job_id]
+                    self._is_idle.notify_all()
 
     def _look(self, job_id: str, watched: _Watched) -> bool:
         """Tell what is new; whether that was the job's end."""

@@ -49,16 +49,30 @@ class Committer:
             try:
                 applied = await self._apply_group([change for change, _ in group])
             except Exception as error:
-                # A fault in one of them must not leave the others waiting for ever.
-                logger.exception("a group of %d changes could not be written", len(group))
-                for _, done in group:
-                    if not done.done():
-                        done.set_exception(error)
+                if len(group) > 1:
+                    # One of them is at fault; the others must not suffer for it.
+                    logger.exception(
+                        "a group of %d changes could not be written; they are tried one by one", len(group)
+                    )
+                    await self._write_one_by_one(group)
+                elif not group[0][1].done():
+                    group[0][1].set_exception(error)
                 continue
             for (_, done), outcome in zip(group, applied, strict=True):
                 if not done.done():
                     done.set_result(outcome)
         self._writer = None
+
+    async def _write_one_by_one(self, group: Sequence[tuple[Change, asyncio.Future[Applied]]]) -> None:
+        for change, done in group:
+            try:
+                (outcome,) = await self._apply_group([change])
+            except Exception as error:
+                if not done.done():
+                    done.set_exception(error)
+            else:
+                if not done.done():
+                    done.set_result(outcome)
 
     async def _apply_group(self, changes: Sequence[Change]) -> list[Applied]:
         wait = _FIRST_RETRY_S

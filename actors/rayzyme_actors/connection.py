@@ -85,6 +85,23 @@ def connect_to_scheduler(settings: Settings, store: JobStore) -> dict[str, Any]:
     return connect(settings)
 
 
+def is_answering() -> bool:
+    """Whether the Ray that this process is connected to still listens."""
+    import ray
+
+    if not ray.is_initialized():
+        return False
+    host, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
+    return _answers(host, int(port))
+
+
+def disconnect() -> None:
+    """Leave a Ray that is gone."""
+    import ray
+
+    ray.shutdown()
+
+
 def names_cluster(settings: Settings) -> bool:
     """Whether the settings or the environment name a running cluster."""
     return _address(settings) is not None

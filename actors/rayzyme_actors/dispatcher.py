@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
-from rayzyme.errors import UnknownJob
+from rayzyme.errors import RayzymeError, UnknownJob
 from rayzyme.jobs.job import TaskPriority
 from rayzyme.jobs.states import FINAL, JobState
 from rayzyme.jobs.vocabularies import JOB
@@ -26,7 +26,7 @@ from rayzyme.settings import Settings, get_settings, load_settings, use_settings
 from rayzyme.workflows import Task, Workflow, WorkflowBuilder, WorkflowResult
 from rayzyme_actors.callbacks import Callbacks
 from rayzyme_actors.cluster_capacity import cluster_capacity
-from rayzyme_actors.connection import connect_to_scheduler
+from rayzyme_actors.connection import connect_to_scheduler, disconnect, is_answering
 from rayzyme_actors.dispatcher_stats import dispatcher_stats
 from rayzyme_actors.explaining import explain_end, explain_from_store
 from rayzyme_actors.job_results import workflow_result
@@ -37,8 +37,10 @@ from rayzyme_actors.submitting import Prepared, Submission, prepare
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+_LONGEST_QUESTION_S = 30.0
 _STOP_TIMEOUT_S = 30.0
 _CALLBACKS_S = 10.0
+_POKE_S = 1.0
 
 
 class Dispatcher:
@@ -101,7 +103,7 @@ class Dispatcher:
             if time.monotonic() < end and self.get_job_status(job_id) == JobState.RUNNING:
                 with suppress(TimeoutError):
                     self.wait_for_job(job_id, end - time.monotonic())
-        self._callbacks.close()
+        self._callbacks.close(wait)
         self._scheduler = None
 
     @property
@@ -168,10 +170,15 @@ class Dispatcher:
             Their ids, in order. Errors as in `submit_workflow`.
         """
         asked = [item if isinstance(item, Submission) else Submission(item) for item in submissions]
+        self._stay_connected()
         cluster = cluster_capacity(self.settings) if ray.is_initialized() else self._store.cluster("ray")
         prepared = [prepare(submission, self.settings, cluster) for submission in asked]
         self._hand_over(prepared)
-        job_ids = self._store.submit([item.request for item in prepared], quotas=scheduling_config(self.settings))
+        try:
+            job_ids = self._store.submit([item.request for item in prepared], quotas=scheduling_config(self.settings))
+        except RayzymeError:
+            self._take_back(prepared)
+            raise
         get_metrics_collector().increment("rayzyme_jobs_submitted_total", len(job_ids))
         for job_id, submission in zip(job_ids, asked, strict=True):
             self._callbacks.watch(job_id, submission.workflow)
@@ -179,8 +186,7 @@ class Dispatcher:
             if item.transient:
                 self._attached().bind.remote(item.transient_key, job_id)
         self._submitted.update(job_ids)
-        if self._scheduler is not None:
-            self._scheduler.poke.remote()
+        self._poke()
         return job_ids
 
     def get_job_status(self, job_id: str) -> str | None:
@@ -211,14 +217,18 @@ class Dispatcher:
         """
         end = None if timeout is None else time.monotonic() + timeout
         news: Any = None
-        while self._store.job(job_id).state not in FINAL:
-            left = _POLL_S if end is None else min(_POLL_S, end - time.monotonic())
-            if left <= 0:
-                raise TimeoutError(
-                    f"job {job_id} has not ended within {timeout:g} s: it is {self.get_job_status(job_id)} and goes on; "
-                    "`explain` tells why a job waits"
-                )
-            news = self._wait_for_news(job_id, left, news)
+        try:
+            while self._store.job(job_id).state not in FINAL:
+                left = _LONGEST_QUESTION_S if end is None else end - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(
+                        f"job {job_id} has not ended within {timeout:g} s: it is {self.get_job_status(job_id)} and goes on; "
+                        "`explain` tells why a job waits"
+                    )
+                news = self._wait_for_news(job_id, left, news)
+        finally:
+            if news is not None:
+                ray.cancel(news)
         self._callbacks.wait_for(job_id, _CALLBACKS_S)
         return workflow_result(self._store, job_id)
 
@@ -288,24 +298,51 @@ class Dispatcher:
                 # Before the job can be seen, or a quick scheduler would find its tasks missing.
                 ray.get(self._attached().hand_over.remote(item.transient_key, item.transient))
 
-    def _wait_for_news(self, job_id: str, seconds: float, news: Any) -> Any:
-        """Wait for the scheduler's word, which is asked for once; the question, where it is still open."""
+    def _wait_for_news(self, job_id: str, left: float, news: Any) -> Any:
+        """Wait a while for the scheduler's word, which is asked for once; gives the question, where it is still open."""
+        seconds = min(_POLL_S, left)
         if self._scheduler is None:
             time.sleep(seconds)
             return None
-        news = self._scheduler.wait_for.remote(job_id) if news is None else news
+        if not self._stay_connected():
+            return None
+        news = self._scheduler.wait_for.remote(job_id, left) if news is None else news
         if not ray.wait([news], timeout=seconds)[0]:
             return news
         try:
             ray.get(news)
         except RayError:
             # It is being started again; the store is asked meanwhile.
-            time.sleep(min(seconds, _POLL_S))
+            time.sleep(seconds)
         return None
 
+    def _stay_connected(self) -> bool:
+        """Whether the Ray that this program joined still answers. Where it is gone, the one that took its place is joined.
+
+        Ray itself would first wait, and then end this program.
+        """
+        if self._scheduler is None or is_answering():
+            return True
+        logger.warning("the Ray that this program used is gone; joining the one of the scheduler, or starting one")
+        self._scheduler = None
+        disconnect()
+        self.start()
+        return False
+
+    def _take_back(self, prepared: Sequence[Prepared]) -> None:
+        for item in prepared:
+            if item.transient:
+                self._attached().drop.remote(item.transient_key)
+
     def _poke(self) -> None:
-        if self._scheduler is not None:
-            self._scheduler.poke.remote()
+        """Tell the scheduler that there is something new; one that has ended since is started again."""
+        if self._scheduler is not None and self._stay_connected():
+            try:
+                ray.get(self._scheduler.poke.remote(), timeout=_POKE_S)
+            except ActorDiedError:
+                self._scheduler = start_scheduler(self.settings)
+            except RayError:
+                return  # it looks by itself, soon
 
     def _attached(self) -> Any:
         if self._scheduler is None:

@@ -13,11 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import quote
 
 import ray
 
-from rayzyme.errors import RayzymeError
+from rayzyme.errors import PublishingFailed, RayzymeError
 from rayzyme.jobs.changes import Change, TaskChange
 from rayzyme.jobs.states import JobState
 from rayzyme.jobs.store import JobStore
@@ -49,6 +48,7 @@ from rayzyme_actors.committing import Committer
 from rayzyme_actors.gpu_memory import with_gpu_memory
 from rayzyme_actors.job_progress import JobProgress
 from rayzyme_actors.placement import TASK_CPUS, host_share, live_nodes
+from rayzyme_actors.task_log import file_name
 from rayzyme_actors.task_pool import ProcessLost, Shape, TaskPool
 from rayzyme_actors.task_process import marker_of
 
@@ -112,7 +112,7 @@ class RunningJob:
         self._begun: list[TaskChange] = []
         self._markers: dict[tuple[str, int], str] = {}
         self._values: dict[str, tuple[StoredValue | None, Mapping[str, StoredValue]]] = {}
-        self._manifests: dict[str, Sequence[Mapping[str, Any]]] = {}
+        self._outcomes: dict[str, TaskOutcome] = {}
         self._kept: set[asyncio.Task[None]] = set()
         self._state: JobState | None = None
         self._is_over = False
@@ -123,9 +123,11 @@ class RunningJob:
         try:
             await self._run_through()
         except RayzymeError as error:
+            await self._stop_all(str(error))
             await self._finish(RunFinished(JobState.FAILED, type(error).__name__, str(error)), ())
         except Exception as error:
             logger.exception("job %s", self.order.job_id)
+            await self._stop_all("Rayzyme failed")
             message = (
                 f"Rayzyme itself failed in this job: {type(error).__name__}: {error}; see the log of {self._runner_id}"
             )
@@ -133,6 +135,14 @@ class RunningJob:
         finally:
             self.progress.close()
         return Ended(self.order.job_id, self.order.attempt, self._state, time.monotonic() - begin)
+
+    async def _stop_all(self, reason: str) -> None:
+        """Nothing of this attempt may go on when its job has ended."""
+        grace = self._settings.cancel.grace
+        stops = [self._pool.stop(marker, reason, grace) for marker in self._markers.values()]
+        for outcome in await asyncio.gather(*stops, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                logger.error("stopping a task of job %s: %s", self.order.job_id, outcome)
 
     def cancel(self, reason: str) -> None:
         """Stop what runs and end as cancelled."""
@@ -156,7 +166,7 @@ class RunningJob:
             # A runner that died may have left its last results committed and not yet published.
             for record in records:
                 if record.state is JobState.COMPLETED and record.manifest:
-                    await asyncio.to_thread(publish, record.manifest)
+                    await self._publish(record.name, record.manifest)
         plan = plan_from_spec(order.document, order.transient)
         self._run = WorkflowRun(
             plan,
@@ -186,16 +196,14 @@ class RunningJob:
         begun = [change for change in changes if change.state is JobState.RUNNING]
         settled = [change for change in changes if change.state is not JobState.RUNNING]
         self._begun += begun
-        manifests = [manifest for change in settled if (manifest := self._manifests.get(change.task))]
+        manifests = self._take_results(settled)
         if finished is not None and not manifests:
             await self._finish(finished, settled)
             return
         if settled and not await self._commit(settled, _told(settled)):
             return
-        for manifest in manifests:
-            await asyncio.to_thread(publish, manifest)
-        for change in settled:
-            self._manifests.pop(change.task, None)
+        for task, manifest in manifests.items():
+            await self._publish(task, manifest)
         if finished is not None:
             await self._finish(finished, ())
             return
@@ -208,6 +216,25 @@ class RunningJob:
                 self._keep(self._stop(command))
             elif isinstance(command, Remark):
                 self._keep(self._commit((), command.text, data=command.data))
+
+    def _take_results(self, settled: Sequence[TaskChange]) -> dict[str, Sequence[Mapping[str, Any]]]:
+        """What the machine accepted counts from now on; the files to publish, by task. Of anything else nothing is kept."""
+        manifests: dict[str, Sequence[Mapping[str, Any]]] = {}
+        for change in settled:
+            outcome = self._outcomes.pop(change.task, None)
+            if outcome is None or change.state is not JobState.COMPLETED:
+                continue
+            self._values[change.task] = (outcome.output, outcome.shared_writes)
+            if outcome.manifest:
+                manifests[change.task] = outcome.manifest
+        return manifests
+
+    @staticmethod
+    async def _publish(task: str, manifest: Sequence[Mapping[str, Any]]) -> None:
+        try:
+            await asyncio.to_thread(publish, manifest)
+        except OSError as error:
+            raise PublishingFailed(f"the files of task {task} could not be put in place: {error}") from error
 
     async def _finish(self, finished: RunFinished, settled: Sequence[TaskChange]) -> None:
         to = JobState.QUEUED if finished.retry_workflow else finished.state
@@ -262,7 +289,9 @@ class RunningJob:
         marker = self._markers[command.task, command.attempt] = marker_of(assignment)
         logger.debug("%s begins", marker)
         shape = shape_of(planned, self._settings)
-        future = self._pool.submit(assignment, shape, lambda: self._on_begin(command))
+        # The time of one with a limit must not go on behind others of its batch.
+        is_alone = planned.config.timeout is not None
+        future = self._pool.submit(assignment, shape, lambda: self._on_begin(command), is_alone)
         future.add_done_callback(lambda done: self._on_done(command, done))
 
     def _on_begin(self, command: StartTask) -> None:
@@ -277,10 +306,7 @@ class RunningJob:
             self._events.put_nowait(TaskLost(command.task, command.attempt, str(error)))
             return
         outcome = done.result()
-        if outcome.state is JobState.COMPLETED:
-            self._values[command.task] = (outcome.output, outcome.shared_writes)
-            if outcome.manifest:
-                self._manifests[command.task] = outcome.manifest
+        self._outcomes[command.task] = outcome
         # What follows depends on this; figures and progress are for people.
         self._events.put_nowait(TaskFinished(command.task, command.attempt, outcome))
         self._measure(outcome)
@@ -315,9 +341,7 @@ class RunningJob:
                 inputs[dependency] = output
         for ancestor in plan.ancestors(planned.name):
             shared |= self._values.get(ancestor, (None, {}))[1]
-        folder = (
-            self._settings.home / "runs" / order.job_id / quote(planned.name, safe="") / f"{order.attempt}.{attempt}"
-        )
+        folder = self._settings.home / "runs" / order.job_id / file_name(planned.name) / f"{order.attempt}.{attempt}"
         return Assignment(
             job_id=order.job_id, job_name=order.name, task=planned.name, attempt=attempt, job_attempt=order.attempt,
             source=planned.source, inputs=inputs, shared_state=shared, folder=str(folder), memory_mb=planned.memory_mb,

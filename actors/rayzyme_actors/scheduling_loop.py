@@ -6,14 +6,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from rayzyme.errors import DatabaseError, UnknownJob
+from rayzyme.errors import DatabaseError, TaskNotSendable, UnknownJob
 from rayzyme.jobs.changes import Applied, Change
 from rayzyme.jobs.job import Job, Resources
 from rayzyme.jobs.role import is_provably_gone, process_identity
@@ -50,14 +50,19 @@ from rayzyme_actors.explaining import explain_from_store
 from rayzyme_actors.running_job import RunOrder
 from rayzyme_actors.scheduler_settings import scheduling_config
 from rayzyme_actors.submitting import TRANSIENT_KEY
-from rayzyme_actors.workflow_runner import start_runner
+from rayzyme_actors.workflow_runner import runner_prefix, start_runner
 
 logger = logging.getLogger(__name__)
 
 _RECONCILE_S = 30.0
+_DURATIONS = 5000
 _LOOK_AFTER_S = 2.0
 _RUNNER_ANSWER_S = 10.0
 _RUNNER_RETRY_S = 0.2
+_EXPLAIN_WAIT_S, _EXPLAIN_LOOK_S = 2.0, 0.02
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 0.5, 10.0
+# How long the runner may take to know of a job that it was given.
+_HANDED_OVER_S = 15.0
 _QUEUED, _RUNNING = frozenset({JobState.QUEUED}), frozenset({JobState.RUNNING})
 
 
@@ -80,6 +85,8 @@ class SchedulingLoop:
         self._actor = f"scheduler:{info['host']}:{info['pid']}"
         self._config = scheduling_config(settings)
         self._token: int | None = None
+        # What writes are made with: that of a role which was lost is refused, where none would not be asked about.
+        self._role_token: int | None = None
         self._machine: SchedulerMachine | None = None
         self._committer = Committer(self._apply)
         self._wakened = asyncio.Event()
@@ -92,6 +99,7 @@ class SchedulingLoop:
         self._events: list[Event] = []
         self._capacity: Resources = {}
         self._seen = self._reconciled = self._looked_after = 0.0
+        self._runner_of: dict[str, str] = {}
         self._runner: Any = None
         self._runner_id: str | None = None
         self.snapshot: dict[str, Any] = {"leads": False, "stopped": False}
@@ -119,7 +127,17 @@ class SchedulingLoop:
         self._wakened.set()
 
     async def keep_transient(self, key: str, tasks: Mapping[str, Any]) -> None:
-        """Keep tasks that only this memory holds."""
+        """Keep tasks that only this memory holds.
+
+        Raises:
+            TaskNotSendable: Another scheduler runs the jobs, and its memory is elsewhere.
+        """
+        holder = None if self._only else await self._ask_store(self._store.role)
+        if holder is not None and holder.identity != process_identity() and not is_provably_gone(holder.identity):
+            raise TaskNotSendable(
+                f"the scheduler that runs the jobs lives in another Ray (process {holder.info.get('pid')} on "
+                f"{holder.info.get('host')}), which cannot be given code of this program: put functions and classes into a module"
+            )
         self._transient[key] = tasks
         # Several jobs may have tasks that are the same to the last byte.
         self._transient_users[key] += 1
@@ -127,9 +145,20 @@ class SchedulingLoop:
     async def bind_transient(self, key: str, job_id: str) -> None:
         """They are this job's, and may be forgotten with it."""
         self._transient_of[job_id] = key
+        if (await self._ask_store(self._store.job, job_id)).state in FINAL:
+            self._release_waiters(job_id)
+
+    async def drop_transient(self, key: str) -> None:
+        """Their job was refused."""
+        self._drop(key)
 
     async def wait_for(self, job_id: str, timeout: float) -> bool:
         """Whether the job came to its end within `timeout` seconds."""
+        try:
+            if (await self._ask_store(self._store.job, job_id)).state in FINAL:
+                return True
+        except UnknownJob:
+            return True
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(job_id, []).append(waiter)
         self.wake()
@@ -150,14 +179,16 @@ class SchedulingLoop:
             return explain_from_store(self._store, job_id, self._settings)
         if job_id not in self._rows:
             # Accepted a moment ago.
-            await self._look()
-            for event in self._take_events():
-                await self._obey(self._machine.handle(event, time.time()))
+            self.wake()
+            end = time.monotonic() + _EXPLAIN_WAIT_S
+            while job_id not in self._machine.jobs and time.monotonic() < end:
+                await asyncio.sleep(_EXPLAIN_LOOK_S)
         return self._machine.explain(job_id, time.time()).to_dict()
 
     async def configure(self, settings: Settings) -> None:
         """Take other limits, or another strategy."""
         self._settings = settings
+        await self._ask_runner("configure", settings)
         config = scheduling_config(settings)
         if config != self._config:
             self._config = config
@@ -172,6 +203,7 @@ class SchedulingLoop:
 
     async def _lead(self, token: int | None) -> None:
         logger.info("this scheduler leads (token %s)", token)
+        self._role_token = token
         followers = [asyncio.create_task(self._follow_runner())]
         if token is not None:
             followers.append(asyncio.create_task(self._keep_role(token)))
@@ -194,22 +226,14 @@ class SchedulingLoop:
             await asyncio.sleep(_RUNNER_RETRY_S)
         self._seen = self._reconciled = time.time()
         self._capacity = await asyncio.to_thread(cluster_capacity, self._settings)
-        await asyncio.to_thread(self._store.note_cluster, "ray", dict(self._capacity))
-        usage, durations, jobs = await asyncio.gather(
-            asyncio.to_thread(self._store.usage),
-            asyncio.to_thread(self._store.recent_durations, 5000),
-            asyncio.to_thread(self._store.live_jobs),
-        )
-        jobs = [job for job in jobs if self._is_ours(job)]
-        running = await self._runner.running.remote()
+        await self._ask_store(self._store.note_cluster, "ray", dict(self._capacity))
+        usage = await self._ask_store(self._store.usage)
+        durations = await self._ask_store(self._store.recent_durations, _DURATIONS)
+        jobs = [job for job in await self._ask_store(self._store.live_jobs) if self._is_ours(job)]
         self._machine = SchedulerMachine(self._config, now=time.time(), usage=usage, durations=durations)
         self._rows = {job.job_id: job for job in jobs}
         self._events = [CapacityChanged(self._capacity), Restored(jobs)]
-        self._events += [
-            Lost(job.job_id, "its runner is gone")
-            for job in jobs
-            if job.state is JobState.RUNNING and running.get(job.job_id) != job.attempt
-        ]
+        await self._lose_what_our_runner_lost()
         if self._is_draining:
             self._events.append(Drain())
 
@@ -262,7 +286,7 @@ class SchedulingLoop:
         lapsed = [job for job in await asyncio.to_thread(self._store.lapsed, time.time()) if self._is_ours(job)]
         for job in lapsed:
             self._tell(Lost(job.job_id, "its lease lapsed"))
-        if lapsed and self._runner_id is not None:
+        if self._runner_id is not None and any(self._runner_of.get(job.job_id) == self._runner_id for job in lapsed):
             logger.warning("the runner does not renew its leases: it is started again")
             self._runner_id = None
             ray.kill(self._runner, no_restart=False)
@@ -281,6 +305,8 @@ class SchedulingLoop:
             self._capacity = capacity
             await asyncio.to_thread(self._store.note_cluster, "ray", dict(capacity))
             self._tell(CapacityChanged(capacity))
+        with suppress(RayError, TimeoutError):
+            await asyncio.wait_for(self._lose_what_our_runner_lost(), _RUNNER_ANSWER_S)
         return jobs
 
     def _is_ours(self, job: Job) -> bool:
@@ -370,6 +396,7 @@ class SchedulingLoop:
             return False
         self._rows[command.job_id] = job
         if outcome.accepted and isinstance(command, Start):
+            self._runner_of[job.job_id] = self._runner_id or ""
             metrics.record("rayzyme_job_wait_seconds", time.time() - job.submitted_at, unit="seconds")
         if outcome.accepted and isinstance(command, Requeue):
             metrics.increment("rayzyme_retries_total", tags={"fault": "site"})
@@ -377,7 +404,7 @@ class SchedulingLoop:
 
     async def _hand_to_runner(self, started: Sequence[Applied]) -> None:
         jobs = {applied.job.job_id: applied for applied in started if applied.job is not None}
-        specs = await asyncio.to_thread(self._store.specs, list(jobs))
+        specs = await self._ask_store(self._store.specs, list(jobs))
         orders = []
         for job_id, applied in jobs.items():
             job, document = applied.job, specs[job_id]
@@ -399,6 +426,17 @@ class SchedulingLoop:
             )
         await self._ask_runner("run", orders)
 
+    async def _ask_store(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        """What the store answers; while it cannot, nothing else can be done either."""
+        wait = _FIRST_RETRY_S
+        while True:
+            try:
+                return await asyncio.to_thread(question, *arguments)
+            except DatabaseError as error:
+                logger.warning("the scheduler waits for the database: %s", error)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_RETRY_S)
+
     async def _fail_transient(self, job: Job) -> None:
         message = (
             "one of its tasks cannot be imported by other processes, and the scheduler that it was handed to is gone; put its "
@@ -416,6 +454,8 @@ class SchedulingLoop:
 
     async def _ask_runner(self, method: str, *arguments: Any) -> None:
         """A runner that does not answer is gone; `_follow_runner` says so, and its jobs are lost."""
+        if self._runner is None:
+            return
         with suppress(RayError, TimeoutError):
             await asyncio.wait_for(getattr(self._runner, method).remote(*arguments), _RUNNER_ANSWER_S)
 
@@ -428,8 +468,8 @@ class SchedulingLoop:
             try:
                 self._runner = start_runner(self._settings, *self._only)
                 runner_id: str = await self._runner.begin.remote()
-                await self._lose_what_runs_not_here()
                 self._runner_id = runner_id
+                await self._lose_what_our_runner_lost()
                 self.wake()
                 while True:
                     for ended in await self._runner.news.remote():
@@ -441,12 +481,23 @@ class SchedulingLoop:
                 self._runner_id = None
                 await asyncio.sleep(_RUNNER_RETRY_S)
 
-    async def _lose_what_runs_not_here(self) -> None:
-        """A runner that was started again runs nothing of what the one before it did."""
+    async def _lose_what_our_runner_lost(self) -> None:
+        """Jobs that run by the store's word and not by the runner's are lost, unless another runner has a live lease on them."""
         here: dict[str, int] = await self._runner.running.remote()
-        for job in self._running():
-            if here.get(job.job_id) != job.attempt:
-                self._tell(Lost(job.job_id, "its runner died"))
+        missing = [job for job in self._running() if here.get(job.job_id) != job.attempt]
+        if not missing:
+            return
+        holders = await self._ask_store(self._store.lease_owners, [job.job_id for job in missing])
+        ours = runner_prefix(self._settings, *self._only)
+        for job in missing:
+            is_ours = all(owner.startswith(ours) for owner in holders.get(job.job_id, ()))
+            was_just_given = holders.get(job.job_id) == {self._runner_id} and self._is_young(job)
+            if is_ours and not was_just_given:
+                self._tell(Lost(job.job_id, "its runner is gone"))
+
+    @staticmethod
+    def _is_young(job: Job) -> bool:
+        return job.started_at is not None and time.time() - job.started_at < _HANDED_OVER_S
 
     async def _keep_role(self, token: int) -> None:
         """Renew the role; who cannot for the time of a lease has lost it."""
@@ -475,7 +526,7 @@ class SchedulingLoop:
                 limit = self._config.quota_capacity(resource)
                 if limit is not None:
                     capacity[resource] = limit
-        applied = self._store.apply(changes, capacity=capacity, role_token=self._token)
+        applied = self._store.apply(changes, capacity=capacity, role_token=self._role_token)
         get_metrics_collector().record("rayzyme_commit_seconds", time.perf_counter() - begin, unit="seconds")
         return applied
 
@@ -498,15 +549,19 @@ class SchedulingLoop:
 
     def _release_waiters(self, job_id: str) -> None:
         """The job has ended: whoever waits for it is told, and what only this memory holds of it is not needed any more."""
+        self._runner_of.pop(job_id, None)
         key = self._transient_of.pop(job_id, None)
         if key is not None:
-            self._transient_users[key] -= 1
-            if self._transient_users[key] <= 0:
-                del self._transient_users[key]
-                self._transient.pop(key, None)
+            self._drop(key)
         for waiter in self._waiters.pop(job_id, ()):
             if not waiter.done():
                 waiter.set_result(True)
+
+    def _drop(self, key: str) -> None:
+        self._transient_users[key] -= 1
+        if self._transient_users[key] <= 0:
+            del self._transient_users[key]
+            self._transient.pop(key, None)
 
     def _publish_snapshot(self) -> None:
         running = len(self._running())

@@ -8,14 +8,13 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from rayzyme.errors import NotFound
 from rayzyme.settings import Settings
 from rayzyme.workflows import Workflow, WorkflowResult
 from rayzyme_actors.connection import connect
 from rayzyme_actors.dispatcher import Dispatcher
-from rayzyme_actors.scheduler import start_scheduler, stop_scheduler
+from rayzyme_actors.scheduler import ask_scheduler, start_scheduler, stop_scheduler
 
 _LOOK_S = 0.5
 
@@ -41,11 +40,8 @@ class SchedulerInForeground:
     def wait_until_stopped(self) -> None:
         """Until it was told to stop, and nothing runs any more. Ray starts it again when it is killed."""
         while True:
-            try:
-                if ray.get(self._scheduler.describe.remote())["stopped"]:
-                    return
-            except RayError:
-                self._scheduler = start_scheduler(self._settings, *self._only)
+            if ask_scheduler(self._settings, "describe", only=self._only, absent={"stopped": True})["stopped"]:
+                return
             time.sleep(_LOOK_S)
 
     def __enter__(self) -> SchedulerInForeground:

@@ -17,7 +17,7 @@ from rayzyme.workflows import Workflow, WorkflowBuilder
 from rayzyme.workflows.plan import check_possible, plan_needs
 from rayzyme.workflows.specs import plan_from_spec, to_spec
 
-TRANSIENT_KEY: Final = "transient_key"
+TRANSIENT_KEY: Final = "_transient_key"
 """Where a spec names the tasks that were handed to the scheduler because the spec cannot hold them."""
 
 

@@ -5,6 +5,7 @@ The file is made with its first line, so that tasks that say nothing leave none.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import sys
@@ -16,10 +17,20 @@ from urllib.parse import quote, unquote
 
 from rayzyme.workflows.execution import Assignment
 
+_LONGEST_FILE_NAME = 120
+
 
 def log_file(runs: Path, job_id: str, task: str, attempt: int) -> Path:
     """Where an attempt's log is."""
-    return runs / job_id / "logs" / f"{quote(task, safe='')}.{attempt}.log"
+    return runs / job_id / "logs" / f"{file_name(task)}.{attempt}.log"
+
+
+def file_name(task: str) -> str:
+    """A task's name as part of a path; of a long one the beginning, and a digest."""
+    quoted = quote(task, safe="")
+    if len(quoted) <= _LONGEST_FILE_NAME:
+        return quoted
+    return f"{quoted[:_LONGEST_FILE_NAME]}-{hashlib.sha256(task.encode()).hexdigest()[:16]}"
 
 
 class TaskLog(logging.Handler):

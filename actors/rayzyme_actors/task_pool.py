@@ -32,6 +32,7 @@ _BATCH_BUDGET_S = 0.02
 _LARGEST_BATCH = 64
 _IDLE_S = 20.0
 _ANSWER_S = 2.0
+_PLACED_WITHIN_S = 3.0
 _SWEEP_TIMEOUT_S = 30.0
 
 
@@ -55,6 +56,7 @@ class _Work:
     marker: str
     result: asyncio.Future[TaskOutcome]
     on_begin: Callable[[], None]
+    is_alone: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -99,9 +101,19 @@ class TaskPool:
         if not line.idle and not line.busy:
             line.idle.append(self._made(shape))
 
-    def submit(self, assignment: Assignment, shape: Shape, on_begin: Callable[[], None]) -> asyncio.Future[TaskOutcome]:
-        """Run a task; the future gives its outcome, or raises `ProcessLost`. `on_begin` is called when it has a process."""
-        work = _Work(assignment, marker_of(assignment), asyncio.get_running_loop().create_future(), on_begin)
+    def submit(
+        self, assignment: Assignment, shape: Shape, on_begin: Callable[[], None], is_alone: bool
+    ) -> asyncio.Future[TaskOutcome]:
+        """Run a task; the future gives its outcome, or raises `ProcessLost`.
+
+        Args:
+            assignment: The task.
+            shape: What its process asks for.
+            on_begin: Called when it has one.
+            is_alone: It never travels in a batch.
+        """
+        future: asyncio.Future[TaskOutcome] = asyncio.get_running_loop().create_future()
+        work = _Work(assignment, marker_of(assignment), future, on_begin, is_alone)
         line = self._line(shape)
         line.waiting.append(work)
         self._feed(line)
@@ -133,7 +145,8 @@ class TaskPool:
         """End processes that nobody needed for a while, so that others get their CPUs."""
         now = time.monotonic()
         for line in self._lines.values():
-            for process in [one for one in line.idle if now - one.idle_since > _IDLE_S]:
+            longest = 0.0 if self._is_another_starving(line) else _IDLE_S
+            for process in [one for one in line.idle if now - one.idle_since > longest]:
                 line.idle.remove(process)
                 ray.kill(process.handle)
 
@@ -152,6 +165,16 @@ class TaskPool:
             for process in [*line.idle, *line.busy]:
                 ray.kill(process.handle)
         self._lines.clear()
+
+    def _is_another_starving(self, line: _Line) -> bool:
+        """Whether tasks of another shape have been waiting for a while for a process that Ray cannot place."""
+        now = time.monotonic()
+        return any(
+            not process.ready.done() and now - process.idle_since > _PLACED_WITHIN_S
+            for other in self._lines.values()
+            if other is not line
+            for process in other.busy
+        )
 
     def _line(self, shape: Shape) -> _Line:
         return self._lines.setdefault(shape, _Line(shape))
@@ -172,7 +195,7 @@ class TaskPool:
         batch, left = [first], _BATCH_BUDGET_S - self._expected(first)
         # Others have a share of what waits.
         most = min(_LARGEST_BATCH, 1 + len(line.waiting) // self.most_processes)
-        while line.waiting and len(batch) < most and left > 0:
+        while line.waiting and len(batch) < most and left > 0 and not (first.is_alone or line.waiting[0].is_alone):
             left -= self._expected(line.waiting[0])
             if left > 0:
                 batch.append(line.waiting.popleft())
@@ -194,12 +217,19 @@ class TaskPool:
             # What cannot cross to another process, or cannot be rebuilt there.
             cause = getattr(error, "cause", None) or error
             outcomes = [TaskOutcome.failed(type(cause).__name__, str(cause), is_final=True) for _ in process.works]
+        except Exception as error:
+            logger.exception("handing tasks to a process")
+            outcomes = [TaskOutcome.failed(type(error).__name__, str(error), is_final=True) for _ in process.works]
         begun, rest = process.works[: len(outcomes)], process.works[len(outcomes) :]
         process.works = []
         process.idle_since = time.monotonic()
         if process in line.busy:
             line.busy.remove(process)
-            line.idle.append(process)
+            if self._is_another_starving(line):
+                # Its resources are what a process of another shape has been waiting for.
+                ray.kill(process.handle)
+            else:
+                line.idle.append(process)
         line.waiting.extendleft(reversed(rest))
         for work, outcome in zip(begun, outcomes, strict=True):
             self._learn(work.assignment.type_name, outcome)

@@ -170,9 +170,11 @@ class TaskProcess:
         message = f"task {assignment.task} took {used_mb:.0f} MB, its memory_mb is {assignment.memory_mb}"
         stop_marked(running.marker, 0.0)
         self._clean_up(running)
-        # The runner knows before it sees this process die.
-        ray.get(self._runner.note_death.remote(running.marker, "MemoryLimitExceeded", message), timeout=10)
-        os._exit(1)
+        try:
+            # The runner knows before it sees this process die.
+            ray.get(self._runner.note_death.remote(running.marker, "MemoryLimitExceeded", message), timeout=10)
+        finally:
+            os._exit(1)
 
     def _clean_up(self, running: _Running) -> None:
         """The task's `cleanup`, which its own thread is too stuck to call."""
@@ -199,7 +201,8 @@ def _that_can_be_sent(outcome: TaskOutcome, assignment: Assignment) -> TaskOutco
         try:
             cloudpickle.dumps(value["object"])
         except Exception as error:
-            message = f"{name} of task {assignment.task}, a {type(value['object']).__qualname__}, cannot leave its process: {error}"
+            kind = type(value["object"]).__qualname__
+            message = f"{name} of task {assignment.task}, a {kind}, cannot leave its process: {error}"
             return TaskOutcome.failed(
                 "TaskNotSendable",
                 message,

@@ -34,12 +34,13 @@ _NEWS_WAIT_S = 10.0
 class WorkflowRunner:
     """An async actor; everything in it happens in Ray's event loop but for what waits for the database."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, only: Sequence[str] = ()) -> None:
         """Open the store; nothing runs yet."""
         set_up_actor(settings)
         self._settings = settings
         # Of this incarnation: leases of one that was killed are not this one's.
-        self.runner_id = f"runner:{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}"
+        only = tuple(only)
+        self.runner_id = f"{runner_prefix(settings, *only)}{os.getpid()}:{secrets.token_hex(4)}"
         self._store = store_of(settings)
         self._committer = Committer(self._store.apply)
         self._jobs: dict[str, RunningJob] = {}
@@ -80,6 +81,10 @@ class WorkflowRunner:
         ended, self._ended = self._ended, []
         return ended
 
+    async def configure(self, settings: Settings) -> None:
+        """Carry out jobs from now on by other settings."""
+        self._settings = settings
+
     async def running(self) -> dict[str, int]:
         """Attempt numbers of the jobs that run here, by job id."""
         return {job_id: job.order.attempt for job_id, job in self._jobs.items()}
@@ -103,8 +108,12 @@ class WorkflowRunner:
         return {"pid": os.getpid(), "runner_id": self.runner_id, "jobs": len(self._jobs), "processes": pool}
 
     async def _carry_out(self, job: RunningJob) -> None:
+        ended = Ended(job.order.job_id, job.order.attempt, None, 0.0)
         try:
             ended = await job.carry_out()
+        except Exception:
+            # The store still says that it runs; the scheduler finds that it does not.
+            logger.exception("the end of job %s could not be written", job.order.job_id)
         finally:
             if self._jobs.get(job.order.job_id) is job:
                 del self._jobs[job.order.job_id]
@@ -123,10 +132,12 @@ class WorkflowRunner:
             next_renewal = time.monotonic() + self._settings.leases.renew
             try:
                 await asyncio.to_thread(self._store.renew, self.runner_id)
+                await self._give_up_lost()
             except DatabaseError as error:
                 logger.warning("the leases of %d running jobs could not be renewed: %s", len(self._jobs), error)
-            else:
-                await self._give_up_lost()
+            except Exception:
+                # Whoever stops renewing here loses all jobs.
+                logger.exception("looking after the leases failed")
 
     async def _give_up_lost(self) -> None:
         """Whoever lost its lease stops: the job may be another runner's by now."""
@@ -152,8 +163,13 @@ def start_runner(settings: Settings, *only: str) -> Any:
             lifetime="detached", get_if_exists=True, num_cpus=0,
             max_restarts=-1, max_task_retries=0, enable_task_events=False,
         )
-        .remote(settings)
+        .remote(settings, only)
     )  # fmt: skip
+
+
+def runner_prefix(settings: Settings, *only: str) -> str:
+    """How the ids of all incarnations of a runner begin, by its name and its cluster."""
+    return f"{runner_name(settings, *only)}@{ray.get_runtime_context().gcs_address}#"
 
 
 def _tell_failure(task: asyncio.Task[None]) -> None:

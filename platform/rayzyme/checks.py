@@ -74,8 +74,10 @@ def printable_text(name: str, value: Any, *, at_most: int) -> str:
         ValidationError: Names the argument.
     """
     text = short_text(name, value, at_most=at_most)
-    if any(unicodedata.category(character) == "Cc" for character in text):
-        raise ValidationError(f"{name} must not contain control characters or line breaks: {text!r}")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise ValidationError(
+            f"{name} must not contain control characters, line breaks or halves of characters: {text!r}"
+        )
     return text
 
 

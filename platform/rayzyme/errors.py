@@ -113,5 +113,9 @@ class TaskTimeout(RayzymeError, TimeoutError):
     """A task or a workflow ran for longer than it was given."""
 
 
+class PublishingFailed(RayzymeError):
+    """Files of a committed result could not be put where they belong."""
+
+
 class MemoryLimitExceeded(RayzymeError):
     """A task took more memory than its `memory_mb`."""

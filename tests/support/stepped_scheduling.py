@@ -23,6 +23,7 @@ from rayzyme_actors import scheduling_loop
 from rayzyme_actors.running_job import RunOrder
 from rayzyme_actors.scheduling_loop import SchedulingLoop
 
+_PREFIX = "runner:"
 _numbers = count(1)
 
 
@@ -49,7 +50,7 @@ class ListedRunner:
     """
 
     def __init__(self) -> None:
-        self.runner_id = f"runner:{next(_numbers)}"
+        self.runner_id = f"{_PREFIX}{next(_numbers)}"
         self.orders: dict[str, RunOrder] = {}
         self.told_to_stop: set[str] = set()
         self.run, self.stop, self.running = _Method(self._run), _Method(self._stop), _Method(self._running)
@@ -77,7 +78,7 @@ class SteppedScheduling(SchedulingLoop):
 
     def __init__(self, settings: Settings, store: JobStore, token: int) -> None:
         super().__init__(settings, store, {"host": "here", "pid": next(_numbers)})
-        self._token = self.token = token
+        self._token = self._role_token = self.token = token
         self.meanwhile: Callable[[], None] | None = None
 
     async def restore(self, runner: ListedRunner) -> None:
@@ -99,9 +100,8 @@ class SteppedScheduling(SchedulingLoop):
 
     async def follow(self, runner: ListedRunner) -> None:
         """The runner died, and another was started in its place."""
-        self._runner = runner
-        await self._lose_what_runs_not_here()
-        self._runner_id = runner.runner_id
+        self._runner, self._runner_id = runner, runner.runner_id
+        await self._lose_what_our_runner_lost()
 
     def _apply(self, changes: Sequence[Change]) -> list[Applied]:
         happening, self.meanwhile = self.meanwhile, None
@@ -133,6 +133,7 @@ def surroundings(
     with (
         patch.object(scheduling_loop, "time", times),
         patch.object(scheduling_loop, "ray", SimpleNamespace(kill=kill_actor)),
+        patch.object(scheduling_loop, "runner_prefix", lambda _settings: _PREFIX),
         patch.object(scheduling_loop, "cluster_capacity", lambda _settings: dict(capacity())),
     ):
         yield

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import func, select
-from tests.support.job_samples import SLOT, Clock, change, request, settled
+from tests.support.job_samples import SLOT, Clock, change, request, settled, start
 from tests.support.stepped_scheduling import ListedRunner, SteppedScheduling, surroundings
 
 from rayzyme.database import open_database
@@ -50,6 +50,7 @@ TTL = 600.0
 CLUSTER = {"cpu": 4.0, "gpu": 1.0}
 # Above 5 s and the jitter of the first wait after a lost runner; the others double.
 LONGEST_DELAY = 400.0
+ELSEWHERE = "elsewhere:1"
 NEEDS = [{SLOT: 1.0}, {SLOT: 1.0, "gpu": 1.0}, {SLOT: 1.0, "cpu": 3.0}, {SLOT: 1.0, "cpu": 2.0, "gpu": 1.0}]
 
 
@@ -211,6 +212,7 @@ class SchedulerWithStore(RuleBasedStateMachine):
         self.renew()
 
     def renew(self) -> None:
+        self.store.renew(ELSEWHERE)
         if self.is_stalled:
             return
         self.store.renew(self.runner.runner_id)
@@ -258,6 +260,16 @@ class SchedulerWithStore(RuleBasedStateMachine):
         (applied,) = self.store.apply([old], capacity=self.limits, role_token=self.scheduler.token - 1)
         assert not applied.accepted
 
+    @rule(data=st.data())
+    @precondition(lambda self: self.queued())
+    def start_elsewhere(self, data: st.DataObject) -> None:
+        """A scheduler that sees to one job alone, and needs no role for it, starts that where there is room."""
+        job = data.draw(st.sampled_from(self.queued()))
+        order = RunOrder(job.job_id, job.name, job.attempt + 1, None, {})
+        starting = start(job.job_id, order.attempt, acquire=self.config.needs(job), lease_owner=ELSEWHERE)
+        if self.store.apply([starting], capacity=self.limits)[0].accepted:
+            self.ghosts.append(order)
+
     @rule(seconds=st.sampled_from([0.5, 3.0, 20.0, LONGEST_DELAY]))
     def wait(self, seconds: float) -> None:
         """Time passes; who lives renews what they hold."""
@@ -298,6 +310,13 @@ class SchedulerWithStore(RuleBasedStateMachine):
         assert all(amount <= self.limits[name] for name, amount in held.items()), held
 
     @invariant()
+    def only_running_jobs_hold_something(self) -> None:
+        """Whoever waits or has ended gave it back."""
+        with self.store.database.read() as connection:
+            holders = set(connection.execute(select(Lease.purpose).where(Lease.resource != "scheduler")).scalars())
+        assert holders <= {job.job_id for job in self.live() if job.state is JobState.RUNNING}
+
+    @invariant()
     def the_machine_is_consistent(self) -> None:
         """Its books agree with each other."""
         self.scheduler.machine.check_invariants()
@@ -322,12 +341,13 @@ class SchedulerWithStore(RuleBasedStateMachine):
         for _ in range(len(self.live()) + 2):
             self.wait(LONGEST_DELAY)
             self.do(self.scheduler.settle())
+            for order in self.ghosts:
+                self.commit(order, JobState.COMPLETED)
+            self.ghosts.clear()
             for job_id, order in list(self.runner.orders.items()):
                 self.commit(order, JobState.CANCELLED if job_id in self.runner.told_to_stop else JobState.COMPLETED)
             self.runner.orders.clear()
         assert self.live() == []
-        for order in self.ghosts:
-            self.commit(order, JobState.COMPLETED)
         self.do(self.scheduler.settle())
         assert not self.scheduler.machine.jobs
         assert self.held() == {}

@@ -13,7 +13,7 @@ from rayzyme.checks import positive_number
 from rayzyme.database import Database
 from rayzyme.database.change_numbers import next_change_number
 from rayzyme.database.events import JOB_SUBJECT
-from rayzyme.database.tables import Cluster
+from rayzyme.database.tables import Cluster, Lease
 from rayzyme.errors import UnknownJob
 from rayzyme.jobs import capacity_leases
 from rayzyme.jobs.durations import DurationBook, JobDuration
@@ -228,6 +228,20 @@ class JobReader:
                 )
                 going_on |= {job_id for job_id, attempt in rows if attempts[job_id] == attempt}
         return [job_id for job_id in attempts if job_id not in going_on]
+
+    def lease_owners(self, job_ids: Sequence[str]) -> dict[str, set[str]]:
+        """Who holds live leases for these jobs, by job id."""
+        now: dict[str, set[str]] = {}
+        with self.database.read() as connection:
+            for part in chunks(job_ids):
+                rows = connection.execute(
+                    select(Lease.purpose, Lease.owner).where(
+                        Lease.purpose.in_(part), Lease.expires_at > moment(self._clock())
+                    )
+                )
+                for job_id, owner in rows:
+                    now.setdefault(job_id, set()).add(owner)
+        return now
 
     def cluster(self, name: str) -> dict[str, Any] | None:
         """What was last noted of a cluster; None where nothing ever was."""

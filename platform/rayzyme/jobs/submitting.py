@@ -270,7 +270,8 @@ def _digest(request: JobRequest) -> str:
         "job_type": request.job_type,
         "priority": int(request.priority),
         "metadata": dict(request.metadata),
-        "spec": dict(request.spec),
+        # What begins with an underscore says how it travels, and differs between programs that ask for the same.
+        "spec": {key: value for key, value in request.spec.items() if not key.startswith("_")},
         "retry_of": request.retry_of,
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -484,6 +484,7 @@ class SchedulingLoop:
     async def _lose_what_our_runner_lost(self) -> None:
         """Jobs that run by the store's word and not by the runner's are lost, unless another runner has a live lease on them."""
         here: dict[str, int] = await self._runner.running.remote()
+        self._runner_of |= {job.job_id: self._runner_id or "" for job in self._running() if job.job_id in here}
         missing = [job for job in self._running() if here.get(job.job_id) != job.attempt]
         if not missing:
             return

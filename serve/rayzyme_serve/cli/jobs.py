@@ -17,9 +17,8 @@ from rayzyme_serve.cli.job_selection import JobArgument, JobsArgument, job_store
 from rayzyme_serve.cli.output import Output, time_left
 
 if TYPE_CHECKING:
-    from rayzyme.jobs.store import JobStore
-
     from rayzyme.jobs.records import JobRecord
+    from rayzyme.jobs.store import JobStore
 
 SCHEMA_VERSION = "rayzyme.jobs/1"
 _POLL_S = 0.5

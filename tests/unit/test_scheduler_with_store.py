@@ -50,7 +50,6 @@ TTL = 600.0
 CLUSTER = {"cpu": 4.0, "gpu": 1.0}
 # Above 5 s and the jitter of the first wait after a lost runner; the others double.
 LONGEST_DELAY = 400.0
-ELSEWHERE = "elsewhere:1"
 NEEDS = [{SLOT: 1.0}, {SLOT: 1.0, "gpu": 1.0}, {SLOT: 1.0, "cpu": 3.0}, {SLOT: 1.0, "cpu": 2.0, "gpu": 1.0}]
 
 
@@ -78,6 +77,8 @@ class SchedulerWithStore(RuleBasedStateMachine):
         self.store = JobStore(open_database(f"sqlite:///{self.folder / 'rayzyme.db'}"), clock=self.clock, lease_ttl=TTL)
         self.loop = asyncio.new_event_loop()
         self.ghosts: list[RunOrder] = []
+        self.elsewhere: list[RunOrder] = []
+        self.elsewhere_id = "elsewhere:0"
         self.submitted: list[str] = []
         self.results: dict[str, int] = {}
         self.killed: list[ListedRunner] = []
@@ -165,11 +166,11 @@ class SchedulerWithStore(RuleBasedStateMachine):
         self.take_place(data, ending)
 
     @rule(data=st.data())
-    @precondition(lambda self: self.ghosts)
+    @precondition(lambda self: self.ghosts or self.elsewhere)
     def end_late(self, data: st.DataObject) -> None:
-        """A run ends whose runner was given up."""
-        order = data.draw(st.sampled_from(self.ghosts))
-        self.ghosts.remove(order)
+        """A run ends whose runner was given up, or is another's."""
+        runs = self.ghosts or self.elsewhere
+        order = runs.pop(data.draw(st.integers(0, len(runs) - 1)))
         self.take_place(data, lambda: self.commit(order, JobState.COMPLETED))
 
     def take_place(self, data: st.DataObject, happening: Callable[[], object]) -> None:
@@ -212,7 +213,7 @@ class SchedulerWithStore(RuleBasedStateMachine):
         self.renew()
 
     def renew(self) -> None:
-        self.store.renew(ELSEWHERE)
+        self.store.renew(self.elsewhere_id)
         if self.is_stalled:
             return
         self.store.renew(self.runner.runner_id)
@@ -266,9 +267,19 @@ class SchedulerWithStore(RuleBasedStateMachine):
         """A scheduler that sees to one job alone, and needs no role for it, starts that where there is room."""
         job = data.draw(st.sampled_from(self.queued()))
         order = RunOrder(job.job_id, job.name, job.attempt + 1, None, {})
-        starting = start(job.job_id, order.attempt, acquire=self.config.needs(job), lease_owner=ELSEWHERE)
-        if self.store.apply([starting], capacity=self.limits)[0].accepted:
-            self.ghosts.append(order)
+        starting = start(job.job_id, order.attempt, acquire=self.config.needs(job), lease_owner=self.elsewhere_id)
+
+        def happening() -> None:
+            if self.store.apply([starting], capacity=self.limits)[0].accepted:
+                self.elsewhere.append(order)
+
+        self.take_place(data, happening)
+
+    @rule()
+    def kill_elsewhere(self) -> None:
+        """The runners of those schedulers are killed; their jobs have nobody who renews their leases."""
+        self.elsewhere.clear()
+        self.elsewhere_id = f"elsewhere:{self.clock.now}"
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 20.0, LONGEST_DELAY]))
     def wait(self, seconds: float) -> None:
@@ -337,8 +348,9 @@ class SchedulerWithStore(RuleBasedStateMachine):
             self.store.unhold(job.job_id)
         if self.is_stalled:
             self.replace_runner()
-        # One slot is enough for one job a round; before the first round what lapsed or was lost is found.
-        for _ in range(len(self.live()) + 2):
+        self.kill_elsewhere()
+        # One job at least has its turn in each round; in the first ones what lapsed or was lost is found.
+        for _ in range(len(self.live()) + 4):
             self.wait(LONGEST_DELAY)
             self.do(self.scheduler.settle())
             for order in self.ghosts:

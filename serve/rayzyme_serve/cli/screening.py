@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from rayzyme.chemistry import ReactionRecord, parse_reaction, read_reactions
 from rayzyme.errors import InvalidInput
+from rayzyme.models.checkpoints import CheckpointRegistry
 from rayzyme.screening.answer import ReactionResult, Rejection, ScreeningAnswer
 from rayzyme.screening.filters import parse_filter, shared_levels
-from rayzyme.screening.library import REFERENCE
+from rayzyme.screening.library import REFERENCE, ScreeningSetLibrary
 from rayzyme.screening.report import write_screening_report
 from rayzyme_serve.cli.context import Context, DeviceOption, OutputOption
 from rayzyme_serve.cli.output import Output
 from rayzyme_serve.cli.running import carry_out
+
+if TYPE_CHECKING:
+    from rayzyme.workflows import WorkflowResult
 
 _SHOWN_COLUMNS = ("ec", "name", "organism")
 
@@ -78,11 +82,16 @@ def screen_command(
     records, rejected = _read(reactions_file, reaction or [], strict)
     if proteins_csv is not None and screening_set is not None:
         raise InvalidInput("give --proteins-csv or --screening-set, not both")
+    # A name that there is not is told at once, and not by a job that has failed.
+    CheckpointRegistry(own.settings.home, own.settings.checkpoints.sources).identify(checkpoint)
+    if proteins_csv is None:
+        ScreeningSetLibrary(own.settings.screening_sets).open(screening_set or REFERENCE)
     from rayzyme.workflows import create_screening_workflow
 
     workflow = create_screening_workflow(
         checkpoint,
-        records,
+        # A file as it is, so that the job's answer lists its bad rows too.
+        reactions_file if reactions_file is not None and not reaction else records,
         proteins_csv,
         own.settings.tasks.screening.top_k if top_k is None else top_k,
         output_dir,
@@ -102,12 +111,24 @@ def screen_command(
     if not result.success:
         Console(stderr=True).print(f"error: {result.error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)
-    answer = result.get_task_result("run_screening").output
-    _print(printer, answer, show)
+    answer = dict(result.get_task_result("run_screening").output)
+    files = answer.pop("files")
+    del answer["counts"]
+    _tell_left_out(printer, result, output_dir)
+    told = {row["line"] for row in rejected}
+    _print(printer, answer, show, told)
     report = write_screening_report(answer, output_dir / "report.html")
-    written = [Path(name).name for name in (*answer["files"], report)]
+    written = [Path(name).name for name in (*files, report)]
     printer.note(f"{len(answer['results'])} reaction(s) screened; written to {output_dir}: {', '.join(written)}")
     printer.note(f"report: {report.resolve()}")
+
+
+def _tell_left_out(printer: Output, result: WorkflowResult, output_dir: Path) -> None:
+    built = result.get_task_result("build_screening_set")
+    if built is not None and built.output["rejected"]:
+        printer.warning(
+            f"{built.output['rejected']} protein(s) left out; the reasons are in {output_dir / 'screening_set.rejected.csv'}"
+        )
 
 
 def _read(
@@ -137,12 +158,13 @@ def _read(
     return records, rejected
 
 
-def _print(printer: Output, answer: ScreeningAnswer, show: int) -> None:
+def _print(printer: Output, answer: ScreeningAnswer, show: int, told_lines: set[int]) -> None:
     printer.document(dict(answer))
     for note in answer["notes"]:
         printer.warning(note)
     for rejection in answer["rejected"]:
-        printer.warning(rejection["reason"])
+        if rejection["line"] not in told_lines:
+            printer.warning(rejection["reason"])
     for result in answer["results"]:
         _print_result(printer, result, answer, show)
 

@@ -99,7 +99,8 @@ class SchedulingLoop:
         self._events: list[Event] = []
         self._capacity: Resources = {}
         self._seen = self._reconciled = self._looked_after = 0.0
-        self._runner_of: dict[str, str] = {}
+        # Which runner has which attempt: the next one may be elsewhere.
+        self._runner_of: dict[str, tuple[str | None, int]] = {}
         self._runner: Any = None
         self._runner_id: str | None = None
         self.snapshot: dict[str, Any] = {"leads": False, "stopped": False}
@@ -286,7 +287,8 @@ class SchedulingLoop:
         lapsed = [job for job in await asyncio.to_thread(self._store.lapsed, time.time()) if self._is_ours(job)]
         for job in lapsed:
             self._tell(Lost(job.job_id, "its lease lapsed"))
-        if self._runner_id is not None and any(self._runner_of.get(job.job_id) == self._runner_id for job in lapsed):
+        is_to_blame = any(self._runner_of.get(job.job_id) == (self._runner_id, job.attempt) for job in lapsed)
+        if self._runner_id is not None and is_to_blame:
             logger.warning("the runner does not renew its leases: it is started again")
             self._runner_id = None
             ray.kill(self._runner, no_restart=False)
@@ -338,8 +340,7 @@ class SchedulingLoop:
     # Carrying out.
 
     async def _obey(self, commands: Sequence[Command]) -> None:
-        # Of a job that was lost by one word and over by the next, the machine has forgotten that it was to be queued again.
-        written = [command for command in commands if not isinstance(command, Stop) and command.job_id in self._rows]
+        written = [command for command in commands if not isinstance(command, Stop) and self._is_up_to_date(command)]
         applied = await self._committer.commit_all([self._change(command) for command in written])
         started = []
         for command, outcome in zip(written, applied, strict=True):
@@ -350,6 +351,11 @@ class SchedulingLoop:
         for command in commands:
             if isinstance(command, Stop):
                 await self._ask_runner("stop", command.job_id, "its user cancelled it")
+
+    def _is_up_to_date(self, command: Command) -> bool:
+        """Whether no later word of the same batch was that the job is over, or that somebody else began its next attempt."""
+        row = self._rows.get(command.job_id)
+        return row is not None and not (isinstance(command, Start) and row.attempt >= command.attempt)
 
     def _change(self, command: Command) -> Change:
         """What to write for a command of the machine."""
@@ -396,7 +402,7 @@ class SchedulingLoop:
             return False
         self._rows[command.job_id] = job
         if outcome.accepted and isinstance(command, Start):
-            self._runner_of[job.job_id] = self._runner_id or ""
+            self._runner_of[job.job_id] = self._runner_id, job.attempt
             metrics.record("rayzyme_job_wait_seconds", time.time() - job.submitted_at, unit="seconds")
         if outcome.accepted and isinstance(command, Requeue):
             metrics.increment("rayzyme_retries_total", tags={"fault": "site"})
@@ -484,7 +490,9 @@ class SchedulingLoop:
     async def _lose_what_our_runner_lost(self) -> None:
         """Jobs that run by the store's word and not by the runner's are lost, unless another runner has a live lease on them."""
         here: dict[str, int] = await self._runner.running.remote()
-        self._runner_of |= {job.job_id: self._runner_id or "" for job in self._running() if job.job_id in here}
+        self._runner_of |= {
+            job_id: (self._runner_id, attempt) for job_id, attempt in here.items() if job_id in self._rows
+        }
         missing = [job for job in self._running() if here.get(job.job_id) != job.attempt]
         if not missing:
             return

@@ -104,6 +104,7 @@ class Case:
             for task in event.data.get("tasks", ())
             if task["state"] == "completed"
         ]
+        read = result.get_task_result("read")
         place = self._folder / "out" / "file.txt"
         leases = [lease["resource"] for lease in live_leases(store.database) if lease["purpose"] == self._job_id]
         self._dispatcher.stop(wait=False)
@@ -113,7 +114,8 @@ class Case:
             "accepted_of_driver": self._accepted_of_driver, "jobs": len(store.records()),
             "status": result.status, "ends": sum(event.to_state in FINAL for event in events), "committed": committed,
             "runs": [json.loads(line) for line in (self._folder / "log").read_text().splitlines()],
-            "output": result.get_task_result("read").output, "content": place.read_text(), "inode": place.stat().st_ino,
+            "output": read and read.output, "content": place.read_text() if place.exists() else None,
+            "inode": place.stat().st_ino if place.exists() else None,
             "leases": leases, "story": [event.to_text() for event in events],
         }  # fmt: skip
 

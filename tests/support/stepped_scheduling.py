@@ -95,7 +95,7 @@ class SteppedScheduling(SchedulingLoop):
     async def settle(self) -> None:
         """Step until nothing is left to be told."""
         await self.step()
-        while self._events:
+        while self._events and self._runner_id is not None:
             await self.step()
 
     async def follow(self, runner: ListedRunner) -> None:

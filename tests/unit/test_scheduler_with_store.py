@@ -50,7 +50,8 @@ TTL = 600.0
 CLUSTER = {"cpu": 4.0, "gpu": 1.0}
 # Above 5 s and the jitter of the first wait after a lost runner; the others double.
 LONGEST_DELAY = 400.0
-NEEDS = [{SLOT: 1.0}, {SLOT: 1.0, "gpu": 1.0}, {SLOT: 1.0, "cpu": 3.0}, {SLOT: 1.0, "cpu": 2.0, "gpu": 1.0}]
+GPU = {SLOT: 1.0, "gpu": 1.0}
+NEEDS = [{SLOT: 1.0}, GPU, {SLOT: 1.0, "cpu": 3.0}, {SLOT: 1.0, "cpu": 2.0, "gpu": 1.0}]
 
 
 def sections(strategy: str) -> dict[str, Any]:
@@ -78,7 +79,8 @@ class SchedulerWithStore(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.ghosts: list[RunOrder] = []
         self.elsewhere: list[RunOrder] = []
-        self.elsewhere_id = "elsewhere:0"
+        self.elsewhere_ids = map("elsewhere:{}".format, count())
+        self.elsewhere_id = next(self.elsewhere_ids)
         self.submitted: list[str] = []
         self.results: dict[str, int] = {}
         self.killed: list[ListedRunner] = []
@@ -279,7 +281,7 @@ class SchedulerWithStore(RuleBasedStateMachine):
     def kill_elsewhere(self) -> None:
         """The runners of those schedulers are killed; their jobs have nobody who renews their leases."""
         self.elsewhere.clear()
-        self.elsewhere_id = f"elsewhere:{self.clock.now}"
+        self.elsewhere_id = next(self.elsewhere_ids)
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 20.0, LONGEST_DELAY]))
     def wait(self, seconds: float) -> None:
@@ -391,12 +393,11 @@ def _empty_database(tmp_path: Path) -> None:
 
 @pytest.fixture
 def together() -> Iterator[SchedulerWithStore]:
-    """A scheduler whose runner was lost with a job that it ran; the scheduler was told."""
+    """A scheduler with a job that its runner has."""
     together = SchedulerWithStore()
     together.begin("priority")
-    together.submit("bob", TaskPriority.NORMAL, {SLOT: 1.0})
+    together.submit("bob", TaskPriority.NORMAL, GPU)
     together.step()
-    together.lose_runner()
     yield together
     together.teardown()
 
@@ -415,6 +416,7 @@ def test_jobs_are_kept_started_and_ended_once_whoever_dies_in_between() -> None:
 
 def test_a_job_whose_last_commit_outlived_its_runner_has_ended(together: SchedulerWithStore) -> None:
     """D19"""
+    together.lose_runner()
     together.commit(together.ghosts.pop(), JobState.COMPLETED)
     together.step()
     together.scheduler.machine.check_invariants()
@@ -423,9 +425,22 @@ def test_a_job_whose_last_commit_outlived_its_runner_has_ended(together: Schedul
 
 def test_a_job_that_ends_while_it_is_about_to_be_queued_again_has_ended(together: SchedulerWithStore) -> None:
     """D19"""
+    together.lose_runner()
     ghost = together.ghosts.pop()
     together.scheduler.meanwhile = lambda: together.commit(ghost, JobState.COMPLETED)
     together.step()
     assert together.scheduler.meanwhile is None
     together.start_what_fits()
     assert not together.scheduler.machine.jobs
+
+
+def test_a_job_that_somebody_else_began_is_not_begun_again(together: SchedulerWithStore) -> None:
+    """D40: that the job before it has ended and that this one has begun elsewhere is read in one look"""
+    together.submit("bob", TaskPriority.NORMAL, GPU)
+    together.step()
+    (waiting,) = together.queued()
+    together.commit(together.runner.orders.popitem()[1], JobState.COMPLETED)
+    together.store.apply([start(waiting.job_id, acquire=GPU, lease_owner="elsewhere")], capacity=together.limits)
+    together.step()
+    assert together.runner.orders == {}
+    assert together.scheduler.machine.jobs[waiting.job_id] == together.store.job(waiting.job_id)

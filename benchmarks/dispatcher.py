@@ -80,19 +80,17 @@ def _dispatcher_figures() -> tuple[float, float, float]:
     from rayzyme_actors import DispatcherAPI
 
     sys.path.append(str(Path(__file__).parent.parent))
-    config: dict[str, Any] = {"ray": {"num_cpus": 2}, "scheduler": {"max_concurrent_jobs": 256}}
+    config: dict[str, Any] = {"ray": {"num_cpus": 2}, "scheduler": {"max_concurrent_jobs": 1024}}
     with DispatcherAPI(config=config) as dispatcher:
 
         def batch(size: int) -> list[str]:
             workflows = [WorkflowBuilder("no-op").add_task(FunctionTask("no-op", nothing)).build() for _ in range(size)]
             return dispatcher.submit_many(workflows)
 
-        for job_id in batch(BATCH):
-            dispatcher.wait_for_job(job_id)
+        dispatcher.wait_for_jobs(batch(BATCH))
         begin = time.perf_counter()
         job_ids = [job_id for _ in range(0, JOBS, BATCH) for job_id in batch(BATCH)]
-        for job_id in job_ids:
-            dispatcher.wait_for_job(job_id)
+        dispatcher.wait_for_jobs(job_ids)
         rate = JOBS / (time.perf_counter() - begin)
         assert dispatcher.get_stats()["queue"]["completed"] == JOBS + BATCH
 

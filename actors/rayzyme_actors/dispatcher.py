@@ -29,7 +29,7 @@ from rayzyme_actors.cluster_capacity import cluster_capacity
 from rayzyme_actors.connection import connect_to_scheduler, disconnect, is_answering
 from rayzyme_actors.dispatcher_stats import dispatcher_stats
 from rayzyme_actors.explaining import explain_end, explain_from_store
-from rayzyme_actors.job_results import workflow_result
+from rayzyme_actors.job_results import workflow_result, workflow_results
 from rayzyme_actors.scheduler import start_scheduler
 from rayzyme_actors.scheduler_settings import scheduling_config, store_of
 from rayzyme_actors.submitting import Prepared, Submission, prepare
@@ -215,22 +215,25 @@ class Dispatcher:
             UnknownJob: There is no such job (a `KeyError`).
             TimeoutError: It had not ended in time.
         """
+        return self.wait_for_jobs([job_id], timeout)[job_id]
+
+    def wait_for_jobs(self, job_ids: Sequence[str], timeout: float | None = None) -> dict[str, WorkflowResult]:
+        """Wait until all of these jobs have ended, and until their callbacks were called.
+
+        Args:
+            job_ids: Which ones.
+            timeout: Seconds to wait for them together; None waits for ever. The jobs run on.
+
+        Returns:
+            Their results by id, in the order of the ids. Errors as in `wait_for_job`.
+        """
         end = None if timeout is None else time.monotonic() + timeout
-        news: Any = None
-        try:
-            while self._store.job(job_id).state not in FINAL:
-                left = _LONGEST_QUESTION_S if end is None else end - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError(
-                        f"job {job_id} has not ended within {timeout:g} s: it is {self.get_job_status(job_id)} and goes on; "
-                        "`explain` tells why a job waits"
-                    )
-                news = self._wait_for_news(job_id, left, news)
-        finally:
-            if news is not None:
-                ray.cancel(news)
-        self._callbacks.wait_for(job_id, _CALLBACKS_S)
-        return workflow_result(self._store, job_id)
+        left_over = list(job_ids)
+        while left_over := self._unfinished(left_over):
+            self._wait_for_end(left_over[0], end, timeout)
+        for job_id in job_ids:
+            self._callbacks.wait_for(job_id, _CALLBACKS_S)
+        return workflow_results(self._store, job_ids)
 
     def cancel_job(self, job_id: str) -> bool:
         """Cancel a job, queued or running; False where it has ended already.
@@ -297,6 +300,25 @@ class Dispatcher:
             if item.transient:
                 # Before the job can be seen, or a quick scheduler would find its tasks missing.
                 ray.get(self._attached().hand_over.remote(item.transient_key, item.transient))
+
+    def _unfinished(self, job_ids: Sequence[str]) -> list[str]:
+        states = self._store.states_of(job_ids)
+        return [job_id for job_id in job_ids if states[job_id] not in FINAL]
+
+    def _wait_for_end(self, job_id: str, end: float | None, timeout: float | None) -> None:
+        news: Any = None
+        try:
+            while self._store.job(job_id).state not in FINAL:
+                left = _LONGEST_QUESTION_S if end is None else end - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(
+                        f"job {job_id} has not ended within {timeout:g} s: it is {self.get_job_status(job_id)} and goes on; "
+                        "`explain` tells why a job waits"
+                    )
+                news = self._wait_for_news(job_id, left, news)
+        finally:
+            if news is not None:
+                ray.cancel(news)
 
     def _wait_for_news(self, job_id: str, left: float, news: Any) -> Any:
         """Wait a while for the scheduler's word, which is asked for once; gives the question, where it is still open."""

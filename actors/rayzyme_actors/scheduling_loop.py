@@ -94,6 +94,7 @@ class SchedulingLoop:
         self._transient_of: dict[str, str] = {}
         self._transient_users: Counter[str] = Counter()
         self._waiters: dict[str, list[asyncio.Future[bool]]] = {}
+        self._telling: set[asyncio.Task[None]] = set()
         self._is_draining = False
         self._rows: dict[str, Job] = {}
         self._events: list[Event] = []
@@ -341,13 +342,18 @@ class SchedulingLoop:
 
     async def _obey(self, commands: Sequence[Command]) -> None:
         written = [command for command in commands if not isinstance(command, Stop) and self._is_up_to_date(command)]
-        applied = await self._committer.commit_all([self._change(command) for command in written])
+        starting = [command.job_id for command in written if isinstance(command, Start)]
+        # What a job is made of never changes, so it is read while its start is written.
+        applied, specs = await asyncio.gather(
+            self._committer.commit_all([self._change(command) for command in written]),
+            self._ask_store(self._store.specs, starting) if starting else _nothing(),
+        )
         started = []
         for command, outcome in zip(written, applied, strict=True):
             if self._note_applied(command, outcome) and isinstance(command, Start):
                 started.append(outcome)
         if started:
-            await self._hand_to_runner(started)
+            await self._hand_to_runner(started, specs)
         for command in commands:
             if isinstance(command, Stop):
                 await self._ask_runner("stop", command.job_id, "its user cancelled it")
@@ -408,9 +414,8 @@ class SchedulingLoop:
             metrics.increment("rayzyme_retries_total", tags={"fault": "site"})
         return outcome.accepted
 
-    async def _hand_to_runner(self, started: Sequence[Applied]) -> None:
+    async def _hand_to_runner(self, started: Sequence[Applied], specs: Mapping[str, Mapping[str, Any]]) -> None:
         jobs = {applied.job.job_id: applied for applied in started if applied.job is not None}
-        specs = await self._ask_store(self._store.specs, list(jobs))
         orders = []
         for job_id, applied in jobs.items():
             job, document = applied.job, specs[job_id]
@@ -430,7 +435,11 @@ class SchedulingLoop:
                     is_first=job.attempt == 1,
                 )
             )
-        await self._ask_runner("run", orders)
+        # The next decision need not wait for the runner's answer: what it was told first it does first, and what does not
+        # reach it is found missing there.
+        told = asyncio.create_task(self._ask_runner("run", orders))
+        self._telling.add(told)
+        told.add_done_callback(self._telling.discard)
 
     async def _ask_store(self, question: Callable[..., Any], *arguments: Any) -> Any:
         """What the store answers; while it cannot, nothing else can be done either."""
@@ -583,3 +592,7 @@ class SchedulingLoop:
             "max_concurrent_jobs": self._config.max_concurrent_jobs, "strategy": self._config.strategy,
             "capacity": dict(self._capacity), "token": self._token, "draining": self._is_draining,
         }  # fmt: skip
+
+
+async def _nothing() -> dict[str, Mapping[str, Any]]:
+    return {}

@@ -362,4 +362,8 @@ def test_many_jobs_of_one_submit_all_run(dispatcher: Any) -> None:
     """D13, D53"""
     job_ids = dispatcher.submit_many([workflow_of(function_task("n", sample_tasks.nothing)) for _ in range(40)])
     assert len(set(job_ids)) == 40
-    assert all(dispatcher.wait_for_job(job_id, timeout=60).success for job_id in job_ids)
+    results = dispatcher.wait_for_jobs(job_ids, timeout=60)
+    assert list(results) == job_ids
+    assert all(result.success and list(result.task_results) == ["n"] for result in results.values())
+    with pytest.raises(KeyError):
+        dispatcher.wait_for_jobs([*job_ids, "job_000000000000"])

@@ -5,6 +5,7 @@ The loop and the store are the real ones; the clock and the runner are the test'
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,6 +92,8 @@ class SteppedScheduling(SchedulingLoop):
         """Look, decide, write, carry out; without waiting for news."""
         self.wake()
         await self._step()
+        # The runner hears of it before the test goes on.
+        await asyncio.gather(*self._telling)
 
     async def settle(self) -> None:
         """Step until nothing is left to be told."""

@@ -41,6 +41,9 @@ from rayzyme.jobs.rows import (
 from rayzyme.jobs.states import FINAL, JobState
 from rayzyme.jobs.usage_accounts import usage_book
 
+# Each with the times of its newest attempt.
+_NEWEST = and_(ATTEMPT.c.job_id == TASK.c.job_id, ATTEMPT.c.task == TASK.c.name, ATTEMPT.c.number == TASK.c.attempt)
+_TASKS_IN_ORDER: Final = select(*TASK_COLUMNS).outerjoin(ATTEMPT, _NEWEST).order_by(TASK.c.position, TASK.c.id)
 _LIVE: Final = [state.value for state in JobState if state not in FINAL]
 _KEPT_LOOKS: Final = 32
 # Of jobs that ended before anybody looked for changes, by the clocks of those who ended them.
@@ -98,6 +101,37 @@ class JobReader:
         if states is not None:
             wanted = wanted.where(JOB.c.state.in_([state.value for state in states]))
         return self._records(wanted if owner is None else wanted.where(JOB.c.owner == owner))
+
+    def states_of(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """Where many jobs stand.
+
+        Raises:
+            UnknownJob: There is no job of one of the ids.
+        """
+        found: dict[str, JobState] = {}
+        with self.database.read() as connection:
+            for part in chunks(job_ids):
+                rows = connection.execute(select(JOB.c.public_id, JOB.c.state).where(JOB.c.public_id.in_(part)))
+                found |= {job_id: JobState(state) for job_id, state in rows}
+        for job_id in job_ids:
+            if job_id not in found:
+                raise _unknown(job_id)
+        return found
+
+    def records_with_tasks(self, job_ids: Sequence[str]) -> dict[str, tuple[JobRecord, list[TaskRecord]]]:
+        """What `record` and `tasks` tell, for many jobs at once; ids that no job has are left out."""
+        now = moment(self._clock())
+        found: dict[str, tuple[JobRecord, list[TaskRecord]]] = {}
+        with self.database.read() as connection:
+            for part in chunks(job_ids):
+                of_row: dict[int, list[TaskRecord]] = {}
+                for row in connection.execute(select(*RECORD_COLUMNS).where(JOB.c.public_id.in_(part))):
+                    record = record_of(row, now)
+                    found[record.job.job_id] = (record, of_row.setdefault(record.job.sequence, []))
+                tasks = _TASKS_IN_ORDER.add_columns(TASK.c.job_id).where(TASK.c.job_id.in_(of_row))
+                for row in connection.execute(tasks):
+                    of_row[row.job_id].append(task_of(row))
+        return found
 
     def numbered(self, first: int, last: int) -> list[JobRecord]:
         """The jobs whose row numbers are from `first` to `last`, in that order."""
@@ -158,11 +192,8 @@ class JobReader:
         Raises:
             UnknownJob: There is no such job.
         """
-        newest = and_(
-            ATTEMPT.c.job_id == TASK.c.job_id, ATTEMPT.c.task == TASK.c.name, ATTEMPT.c.number == TASK.c.attempt
-        )
-        wanted = select(*TASK_COLUMNS).outerjoin(ATTEMPT, newest).order_by(TASK.c.position, TASK.c.id)
-        return [task_of(row) for row in self._of_job(job_id, lambda number: wanted.where(TASK.c.job_id == number))]
+        tasks = self._of_job(job_id, lambda number: _TASKS_IN_ORDER.where(TASK.c.job_id == number))
+        return [task_of(row) for row in tasks]
 
     def attempts(self, job_id: str) -> list[AttemptRecord]:
         """Every try at a job and its tasks, in the order in which they began.

@@ -92,7 +92,7 @@ def record_of(row: Row[Any], read_at: datetime) -> JobRecord:
 
 def task_of(row: Row[Any]) -> TaskRecord:
     """A row of `TASK_COLUMNS`."""
-    values = _without(row._mapping, "id")
+    values = _without(row._mapping, "id", "job_id")
     return TaskRecord(**values | {"state": JobState(row.state), "not_before": seconds(row.not_before)})
 
 

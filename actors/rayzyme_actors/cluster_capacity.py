@@ -27,6 +27,16 @@ def cluster_capacity(settings: Settings) -> dict[str, float]:
     }
 
 
+def largest_node() -> dict[str, float]:
+    """The most `cpu`, `gpu` and `memory_mb` that any live node has, each by itself: more than that no process can be given."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return {
+        "cpu": max((float(has.get("CPU", 0)) for has in nodes), default=0.0),
+        "gpu": max((float(has.get("GPU", 0)) for has in nodes), default=0.0),
+        "memory_mb": max((float(has.get("memory", 0) // _MB) for has in nodes), default=0.0),
+    }
+
+
 def _gpu_memory_mb(settings: Settings) -> float:
     try:
         nodes = with_gpu_memory(live_nodes(ray.nodes()), settings)

@@ -25,7 +25,7 @@ from rayzyme.monitoring import ProgressTracker, get_metrics_collector
 from rayzyme.settings import Settings, get_settings, load_settings, use_settings
 from rayzyme.workflows import Task, Workflow, WorkflowBuilder, WorkflowResult
 from rayzyme_actors.callbacks import Callbacks
-from rayzyme_actors.cluster_capacity import cluster_capacity
+from rayzyme_actors.cluster_capacity import cluster_capacity, largest_node
 from rayzyme_actors.connection import connect_to_scheduler, disconnect, is_answering
 from rayzyme_actors.dispatcher_stats import dispatcher_stats
 from rayzyme_actors.explaining import explain_end, explain_from_store
@@ -172,7 +172,8 @@ class Dispatcher:
         asked = [item if isinstance(item, Submission) else Submission(item) for item in submissions]
         self._stay_connected()
         cluster = cluster_capacity(self.settings) if ray.is_initialized() else self._store.cluster("ray")
-        prepared = [prepare(submission, self.settings, cluster) for submission in asked]
+        node = largest_node() if ray.is_initialized() else self._store.cluster("largest node")
+        prepared = [prepare(submission, self.settings, cluster, node) for submission in asked]
         self._hand_over(prepared)
         try:
             job_ids = self._store.submit([item.request for item in prepared], quotas=scheduling_config(self.settings))

@@ -44,7 +44,7 @@ from rayzyme.jobs.states import FINAL, JobState
 from rayzyme.jobs.store import JobStore
 from rayzyme.monitoring import get_metrics_collector
 from rayzyme.settings import Settings
-from rayzyme_actors.cluster_capacity import cluster_capacity
+from rayzyme_actors.cluster_capacity import cluster_capacity, largest_node
 from rayzyme_actors.committing import Committer
 from rayzyme_actors.explaining import explain_from_store
 from rayzyme_actors.running_job import RunOrder
@@ -228,7 +228,7 @@ class SchedulingLoop:
             await asyncio.sleep(_RUNNER_RETRY_S)
         self._seen = self._reconciled = time.time()
         self._capacity = await asyncio.to_thread(cluster_capacity, self._settings)
-        await self._ask_store(self._store.note_cluster, "ray", dict(self._capacity))
+        await self._note_cluster()
         usage = await self._ask_store(self._store.usage)
         durations = await self._ask_store(self._store.recent_durations, _DURATIONS)
         jobs = [job for job in await self._ask_store(self._store.live_jobs) if self._is_ours(job)]
@@ -306,7 +306,7 @@ class SchedulingLoop:
         capacity = await asyncio.to_thread(cluster_capacity, self._settings)
         if capacity != self._capacity:
             self._capacity = capacity
-            await asyncio.to_thread(self._store.note_cluster, "ray", dict(capacity))
+            await self._note_cluster()
             self._tell(CapacityChanged(capacity))
         with suppress(RayError, TimeoutError):
             await asyncio.wait_for(self._lose_what_our_runner_lost(), _RUNNER_ANSWER_S)
@@ -452,6 +452,12 @@ class SchedulingLoop:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_RETRY_S)
 
+    async def _note_cluster(self) -> None:
+        """For programs that submit without being connected to Ray."""
+        node = await asyncio.to_thread(largest_node)
+        await self._ask_store(self._store.note_cluster, "ray", dict(self._capacity))
+        await self._ask_store(self._store.note_cluster, "largest node", node)
+
     async def _fail_transient(self, job: Job) -> None:
         message = (
             "one of its tasks cannot be imported by other processes, and the scheduler that it was handed to is gone; put its "
@@ -463,7 +469,8 @@ class SchedulingLoop:
             values=values, release=True,
         )  # fmt: skip
         applied = await self._committer.commit(change)
-        if applied.job is not None:
+        # Refused, it is not over, and the next look tells what it is.
+        if applied.job is not None and applied.job.state in FINAL:
             self._forget(applied.job)
             self._release_waiters(job.job_id)
 

@@ -42,13 +42,17 @@ class Prepared:
     transient: Mapping[str, Any]
 
 
-def prepare(submission: Submission, settings: Settings, cluster: Resources | None) -> Prepared:
+def prepare(
+    submission: Submission, settings: Settings, cluster: Resources | None, node: Resources | None = None
+) -> Prepared:
     """Check a submission and write it down.
 
     Args:
         submission: What was asked for.
         settings: In force.
         cluster: What the cluster has; None where nobody knows, and then the scheduler refuses what can never run.
+
+        node: What its largest node has.
 
     Raises:
         DeviceUnavailable: A task needs a GPU, the cluster has none.
@@ -68,6 +72,8 @@ def prepare(submission: Submission, settings: Settings, cluster: Resources | Non
     plan = plan_from_spec(document, spec.transient)
     if cluster is not None:
         check_possible(plan, cluster, settings.resources.gpu.on_missing)
+    if node is not None:
+        check_possible(plan, node, settings.resources.gpu.on_missing, place="its largest node")
     request = JobRequest(
         name=workflow.name if submission.name is None else submission.name,
         owner=getpass.getuser() if submission.owner is None else submission.owner,

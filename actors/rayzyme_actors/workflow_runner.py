@@ -62,6 +62,9 @@ class WorkflowRunner:
         """Carry out attempts; returns at once."""
         assert self._pool is not None, "begin() comes first"
         for order in orders:
+            before = self._jobs.get(order.job_id)
+            if before is not None:
+                before.give_up("a later attempt of its job begins here")
             job = RunningJob(order, self._settings, self._committer, self._pool, self._store, self.runner_id)
             self._jobs[order.job_id] = job
             self._keep(self._carry_out(job))

@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 sys.path.append(str(Path(__file__).parent / "importable"))
 import sample_tasks
 
+from rayzyme.errors import ResourceError
 from rayzyme.workflows import FunctionTask, TaskConfig
 from rayzyme_actors import DispatcherAPI
 
@@ -43,13 +44,17 @@ def main(folder: Path) -> None:
         job_id = dispatcher.submit_task(
             FunctionTask("task", sample_tasks.wait_for_file, TaskConfig("task", task_params=params, max_retries=0))
         )
+        try:
+            dispatcher.submit_task(FunctionTask("wide", sample_tasks.nothing, TaskConfig("wide", num_cpus=2)))
+        except ResourceError as error:
+            refused = str(error)
         first = _wait_for_lines(folder / "log", 1)
         cluster.remove_node(nodes[_node_of(first)], allow_graceful=False)
         _wait_for_lines(folder / "log", 2)
         (folder / "until").touch()
         result = dispatcher.wait_for_job(job_id, timeout=60)
         (task,) = dispatcher._store.tasks(job_id)
-        told = {"status": result.status, "attempt": task.attempt, "site_faults": task.site_faults}
+        told = {"status": result.status, "attempt": task.attempt, "site_faults": task.site_faults, "refused": refused}
         sys.stdout.write(json.dumps(told) + "\n")
     ray.shutdown()
     cluster.shutdown()

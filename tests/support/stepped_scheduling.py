@@ -137,6 +137,7 @@ def surroundings(
         patch.object(scheduling_loop, "time", times),
         patch.object(scheduling_loop, "ray", SimpleNamespace(kill=kill_actor)),
         patch.object(scheduling_loop, "runner_prefix", lambda _settings: _PREFIX),
+        patch.object(scheduling_loop, "largest_node", lambda: dict(capacity())),
         patch.object(scheduling_loop, "cluster_capacity", lambda _settings: dict(capacity())),
     ):
         yield

@@ -192,7 +192,9 @@ def plan_needs(plan: Plan) -> Resources:
     return needs
 
 
-def check_possible(plan: Plan, cluster: Resources, on_missing_gpu: Literal["fail", "cpu"] = "fail") -> None:
+def check_possible(
+    plan: Plan, cluster: Resources, on_missing_gpu: Literal["fail", "cpu"] = "fail", *, place: str = "the cluster"
+) -> None:
     """Refuse what would wait for ever.
 
     Args:
@@ -201,6 +203,7 @@ def check_possible(plan: Plan, cluster: Resources, on_missing_gpu: Literal["fail
             taken to suffice.
         on_missing_gpu: What a task that needs a GPU does where there is none and it can do without; see
             `resources.gpu.on_missing`.
+        place: What has that, for messages; a task runs in one process, so its largest node must suffice too.
 
     Raises:
         DeviceUnavailable: A task needs more GPUs than there are.
@@ -211,13 +214,11 @@ def check_possible(plan: Plan, cluster: Resources, on_missing_gpu: Literal["fail
         needed = min(1, task.config.gpus_needed) if task.uses_actors else task.config.gpus_needed
         if needed > gpus and not (gpus == 0 and on_missing_gpu == "cpu" and task.cpu_capable):
             hint = "; resources.gpu.on_missing=cpu would run it on the CPU" if task.cpu_capable and gpus == 0 else ""
-            raise DeviceUnavailable(f"task {task.name} needs {_count(needed)}; the cluster has {gpus}{hint}")
+            raise DeviceUnavailable(f"task {task.name} needs {_count(needed)}; {place} has {gpus}{hint}")
         asked = {"cpu": task.config.num_cpus, "memory_mb": task.memory_mb, "gpu_memory_mb": task.config.gpu_memory_mb}
         for resource, amount in asked.items():
             if amount is not None and amount > cluster.get(resource, float("inf")):
-                raise ResourceError(
-                    f"task {task.name} needs {amount:g} {resource}; the cluster has {cluster[resource]:g}"
-                )
+                raise ResourceError(f"task {task.name} needs {amount:g} {resource}; {place} has {cluster[resource]:g}")
 
 
 def _count(gpus: int) -> str:

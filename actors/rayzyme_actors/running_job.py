@@ -26,7 +26,7 @@ from rayzyme.workflows.execution import Assignment
 from rayzyme.workflows.outcome import TaskOutcome
 from rayzyme.workflows.outputs import StoredValue
 from rayzyme.workflows.plan import PlannedTask
-from rayzyme.workflows.publishing import publish
+from rayzyme.workflows.publishing import discard, publish
 from rayzyme.workflows.run import WorkflowRun
 from rayzyme.workflows.run_events import (
     CancelRun,
@@ -113,6 +113,7 @@ class RunningJob:
         self._markers: dict[tuple[str, int], str] = {}
         self._values: dict[str, tuple[StoredValue | None, Mapping[str, StoredValue]]] = {}
         self._outcomes: dict[str, TaskOutcome] = {}
+        self._folders: dict[str, str] = {}
         self._kept: set[asyncio.Task[None]] = set()
         self._state: JobState | None = None
         self._is_over = False
@@ -221,8 +222,10 @@ class RunningJob:
         """What the machine accepted counts from now on; the files to publish, by task. Of anything else nothing is kept."""
         manifests: dict[str, Sequence[Mapping[str, Any]]] = {}
         for change in settled:
-            outcome = self._outcomes.pop(change.task, None)
+            outcome, folder = self._outcomes.pop(change.task, None), self._folders.pop(change.task, None)
             if outcome is None or change.state is not JobState.COMPLETED:
+                if folder is not None:
+                    self._keep(asyncio.to_thread(discard, folder))
                 continue
             self._values[change.task] = (outcome.output, outcome.shared_writes)
             if outcome.manifest:
@@ -287,6 +290,7 @@ class RunningJob:
         planned = self._run.plan.tasks_by_name[command.task]
         assignment = self._assignment(planned, command.attempt)
         marker = self._markers[command.task, command.attempt] = marker_of(assignment)
+        self._folders[command.task] = assignment.folder
         logger.debug("%s begins", marker)
         shape = shape_of(planned, self._settings)
         # The time of one with a limit must not go on behind others of its batch.

@@ -206,6 +206,16 @@ def test_a_file_appears_at_its_place_when_its_task_is_committed(dispatcher: Any,
     assert place.read_text() == "by attempt 1"
 
 
+def test_what_a_failed_attempt_wrote_is_removed_and_never_seen(dispatcher: Any, tmp_path: Path) -> None:
+    """D20"""
+    place = tmp_path / "file.txt"
+    task = function_task("failing", sample_tasks.write_and_fail, params={"path": str(place)}, max_retries=1)
+    job_id = dispatcher.submit_task(task)
+    assert dispatcher.wait_for_job(job_id, timeout=60).status == "failed"
+    until(lambda: not list((dispatcher.settings.home / "runs" / job_id).rglob("file.txt")))
+    assert not place.exists()
+
+
 def test_a_task_over_its_memory_fails_and_hurts_nobody(dispatcher: Any, tmp_path: Path) -> None:
     """D26"""
     greedy = function_task("greedy", sample_tasks.take_memory, params={"megabytes": 600}, memory_mb=150, max_retries=0)

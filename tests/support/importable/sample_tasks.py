@@ -76,6 +76,12 @@ def write_file(context: TaskContext) -> str:
     return str(context.config["path"])
 
 
+def write_and_fail(context: TaskContext) -> None:
+    """Write a file for `path`, and fail."""
+    context.output_file(context.config["path"]).write_text("half done")
+    raise RuntimeError("it went wrong")
+
+
 def see_shared(context: TaskContext) -> dict[str, Any]:
     """What the ancestors shared."""
     return dict(context.shared_state)

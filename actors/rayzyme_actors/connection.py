@@ -66,6 +66,7 @@ def connect(settings: Settings | None = None) -> dict[str, Any]:
         else:
             options["address"] = address
         ray.init(**options)
+        _keep_warnings_off_stdout()
     context = ray.get_runtime_context()
     return {"address": context.gcs_address, "local": address is None}
 
@@ -105,6 +106,15 @@ def disconnect() -> None:
 def names_cluster(settings: Settings) -> bool:
     """Whether the settings or the environment name a running cluster."""
     return _address(settings) is not None
+
+
+def _keep_warnings_off_stdout() -> None:
+    """Ray prints a node's warnings ("14 worker processes have been started") among a program's answers, `log_to_driver`
+    or not; they stand in the session's logs too. There is no public switch; this is the one that Ray's debugger uses.
+    """
+    from ray._private import worker
+
+    worker._worker_logs_enabled = False
 
 
 def _address(settings: Settings) -> str | None:

@@ -53,9 +53,7 @@ class Chooser:
             due = [first for _, head in passed if (first := self._due(head, best[0], now)) is not None]
             if not due:
                 for _, head in passed:
-                    head.demand.passes.append((now, best[0], head))
-                    head.demand.passed += 1
-                    head.demand.heads[head] = None
+                    self._pass(head, best[0], now)
                 return best[1]
             for entry in due:
                 self._queue.reserve(entry)
@@ -86,9 +84,14 @@ class Chooser:
         self.reserved.pop(job_id, None)
 
     def count_passes(self, entry: Entry) -> None:
-        """Bring a job's passes up to date. Those of others with the same needs are its own where it stood before them as well."""
+        """Bring a job's passes up to date. Those of others with the same needs are its own where it stood before them as well.
+
+        Beyond `max_bypass` more of them tell nothing more.
+        """
         demand = entry.demand
         for at, by, head in islice(reversed(demand.passes), demand.passed - entry.counted):
+            if entry.passes >= self._config.max_bypass:
+                break
             if head is entry or (at >= entry.since and demand.standing(entry, at) < by):
                 entry.passes += 1
                 entry.passed_since = min(entry.passed_since, at)
@@ -103,17 +106,23 @@ class Chooser:
 
     def _due(self, head: Entry, best: Standing, now: float) -> Entry | None:
         """Which one of a demand was passed over often enough, if the head or one that was the head would be again."""
-        for entry in (*head.demand.heads, head):
-            if self._is_due(entry, now) and head.demand.standing(entry, now) < best:
+        demand, config = head.demand, self._config
+        if head not in demand.heads:
+            self.count_passes(head)
+            demand.heads[head] = None
+        for entry in demand.heads:
+            is_due = entry.passes >= config.max_bypass or now - entry.passed_since >= config.reserve_after
+            if is_due and demand.standing(entry, now) < best:
                 return entry
         return None
 
-    def _is_due(self, entry: Entry, now: float) -> bool:
-        demand, config = entry.demand, self._config
-        if not demand.passes:
-            return False
-        most = entry.passes + demand.passed - entry.counted
-        if most < config.max_bypass and now - demand.passes[0][0] < config.reserve_after:
-            return False
-        self.count_passes(entry)
-        return entry.passes >= config.max_bypass or now - entry.passed_since >= config.reserve_after
+    def _pass(self, head: Entry, by: Standing, now: float) -> None:
+        """A job that stands `by` starts before this one, and before those of its demand that were its head and stand so too."""
+        demand = head.demand
+        demand.passes.append((now, by, head))
+        demand.passed += 1
+        for entry in demand.heads:
+            if entry is head or demand.standing(entry, now) < by:
+                entry.passes += 1
+                entry.passed_since = min(entry.passed_since, now)
+            entry.counted = demand.passed

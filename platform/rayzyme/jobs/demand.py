@@ -55,6 +55,7 @@ Pass = tuple[float, Standing, Entry]
 
 @dataclass(slots=True, eq=False)
 class _Line:
+    order: Hashable
     name: Hashable
     jobs: LazyHeap[Entry] = field(default_factory=LazyHeap)
     ticket: int = NO_TICKET
@@ -91,19 +92,19 @@ class Demand:
     reserved: Entry | None = None
     paused_until: float = float("-inf")
     _aged: LazyHeap[Entry] = field(default_factory=LazyHeap)
-    _lines: dict[Hashable, _Line] = field(default_factory=dict)
+    _lines: dict[tuple[Hashable, Hashable], _Line] = field(default_factory=dict)
     _ranked: LazyHeap[_Line] = field(default_factory=LazyHeap)
-    _unranked: dict[Hashable, _Line] = field(default_factory=dict)
+    _unranked: dict[Hashable, dict[Hashable, _Line]] = field(default_factory=dict)
 
     def file(self, entry: Entry, now: float) -> None:
         """Put a job, which has a new ticket, where it belongs now."""
         if entry.is_aged:
             self._aged.push(0.0, entry.job, entry, self.size)
             return
-        for name, place in self.strategy.lines(entry.job, self.view, now):
-            line = self._lines.get(name)
+        for place, name, order in self.strategy.lines(entry.job, self.view, now):
+            line = self._lines.get((order, name))
             if line is None:
-                line = self._lines[name] = _Line(name)
+                line = self._lines[order, name] = _Line(order, name)
             if line.jobs.push(round(place, DIGITS), entry.job, entry, self.size):
                 self._rank(line)
 
@@ -115,7 +116,7 @@ class Demand:
 
     def rank_again(self, name: Hashable) -> None:
         """A line's rank may have changed."""
-        line = self._lines.get(name)
+        line = self._lines.get((None, name))
         if line is None or (head := line.jobs.first()) is None:
             return
         if line.rank != self.strategy.rank(head.job, self.view):
@@ -129,9 +130,7 @@ class Demand:
         first = self._first_ranked()
         place = 0.0 if first is None else self._place(first.job, now)
         emptied = []
-        for line in self._unranked.values():
-            if not self.strategy.consults(line.name, self.view):
-                continue
+        for line in self._unranked.get(self.strategy.order(self.view), {}).values():
             entry = line.jobs.first()
             if entry is None:
                 emptied.append(line)
@@ -152,7 +151,13 @@ class Demand:
         return (USUAL, self._place(entry.job, now), *_age(entry.job))
 
     def _place(self, job: Job, now: float) -> float:
-        return -round(self.strategy.score(job, self.view, now), DIGITS)
+        view, key = self.view, self.strategy.alike(job)
+        if key is None or now != view.scores_at:
+            return -round(self.strategy.score(job, view, now), DIGITS)
+        place = view.scores.get(key)
+        if place is None:
+            place = view.scores[key] = -round(self.strategy.score(job, view, now), DIGITS)
+        return place
 
     def _first_ranked(self) -> Entry | None:
         while (line := self._ranked.first()) is not None:
@@ -168,11 +173,11 @@ class Demand:
         head = line.jobs.first()
         line.rank = rank = None if head is None else self.strategy.rank(head.job, self.view)
         if head is None:
-            del self._lines[line.name]
+            del self._lines[line.order, line.name]
         if head is not None and rank is None:
-            self._unranked[line.name] = line
+            self._unranked.setdefault(line.order, {})[line.name] = line
             return
-        self._unranked.pop(line.name, None)
+        self._unranked.get(line.order, {}).pop(line.name, None)
         if head is not None and rank is not None:
             self._ranked.push(round(rank, DIGITS), head.job, line, len(self._lines))
 

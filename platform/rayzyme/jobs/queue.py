@@ -75,6 +75,8 @@ class JobQueue:
 
     def advance(self, now: float) -> None:
         """File anew what time, or what all places depend on, has moved."""
+        if now != self.view.scores_at:
+            self.view.renew(now)
         basis = self.strategy.basis(self.view)
         if basis != self._basis:
             self._basis = basis
@@ -89,6 +91,7 @@ class JobQueue:
 
     def note_change(self, job: Job) -> None:
         """What the strategy knows of jobs like one that has begun or ended has changed."""
+        self.view.renew(self.view.scores_at)
         for line in self.strategy.moved_lines(job, self.view):
             for demand in self.demands.values():
                 demand.rank_again(line)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from rayzyme.jobs.durations import DurationBook
 from rayzyme.jobs.fair_share import UsageBook
@@ -21,8 +21,19 @@ _HIGHEST: Final = float(max(TaskPriority))
 _CAPPED_AFTER_S: Final = 3600.0
 _BUSY, _IDLE = 0.7, 0.3
 
-Line = tuple[Hashable, float]
-"""A line's name and the job's place in it: the smaller goes first, then the submission time, then the sequence."""
+
+class Line(NamedTuple):
+    """Where a job is filed.
+
+    Attributes:
+        place: Its place in the line: the smaller goes first, then the submission time, then the sequence.
+        name: Which line.
+        order: The order that the line belongs to, where a strategy keeps several of which one counts.
+    """
+
+    place: float
+    name: Hashable = None
+    order: Hashable = None
 
 
 @dataclass(slots=True)
@@ -37,6 +48,8 @@ class View:
         weights: Shares of owners that have not 1.
         load: Part of the most used resource that is held, from 0 to 1.
         fifo_rank: Where a job stands among all queued ones by its submission, from 1 (the first) down to above 0.
+        scores_at: The moment that `scores` holds for.
+        scores: Scores that many jobs have alike, as long as nothing that they depend on changes.
     """
 
     epoch: float = 0.0
@@ -46,6 +59,13 @@ class View:
     weights: Mapping[str, float] = field(default_factory=dict)
     load: float = 0.0
     fifo_rank: Callable[[Job], float] = lambda _job: 1.0
+    scores_at: float = float("-inf")
+    scores: dict[Hashable, float] = field(default_factory=dict)
+
+    def renew(self, now: float) -> None:
+        """It is `now`, or something is known that was not."""
+        self.scores_at = now
+        self.scores.clear()
 
     def relative_size(self, job: Job) -> float:
         """A job's tasks as a part of the largest size, from 0 to 1."""
@@ -69,9 +89,13 @@ class PriorityStrategy(ABC):
         """When a job's place in its line changes next, None for never."""
         return None
 
-    def consults(self, line: Hashable, view: View) -> bool:
-        """Whether a line counts as things are; every job is in one that does."""
-        return True
+    def order(self, view: View) -> Hashable:
+        """Which of its orders counts as things are; every job is in one line of each."""
+        return None
+
+    def alike(self, job: Job) -> Hashable:
+        """What all jobs with the same score have in common; None where each is scored for itself."""
+        return None
 
     def rank(self, job: Job, view: View) -> float | None:
         """Where a job's line stands among all that have a rank, the smallest first, until `moved_lines` names it.
@@ -98,7 +122,7 @@ class FirstInFirstOut(PriorityStrategy):
         return -job.submitted_at
 
     def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
-        return ((None, job.submitted_at),)
+        return (Line(job.submitted_at),)
 
 
 class LastInFirstOut(PriorityStrategy):
@@ -110,7 +134,7 @@ class LastInFirstOut(PriorityStrategy):
         return job.submitted_at
 
     def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
-        return ((None, -job.submitted_at),)
+        return (Line(-job.submitted_at),)
 
 
 class UserPriority(PriorityStrategy):
@@ -122,7 +146,7 @@ class UserPriority(PriorityStrategy):
         return float(job.priority)
 
     def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
-        return ((None, -float(job.priority)),)
+        return (Line(-float(job.priority)),)
 
 
 class ShortestJobFirst(PriorityStrategy):
@@ -138,8 +162,8 @@ class ShortestJobFirst(PriorityStrategy):
 
     def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
         if view.durations.is_empty:
-            return ((None, view.durations.expected_s(job)),)
-        return (((view.durations.likeness(job) if view.durations.is_known(job) else None), 0.0),)
+            return (Line(view.durations.expected_s(job)),)
+        return (Line(0.0, view.durations.likeness(job) if view.durations.is_known(job) else None),)
 
     def rank(self, job: Job, view: View) -> float | None:
         return view.durations.expected_s(job) if view.durations.is_known(job) else None
@@ -171,7 +195,7 @@ class Weighted(PriorityStrategy):
     def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
         is_capped = self.refile_at(job, now) is None
         at = job.submitted_at + _CAPPED_AFTER_S if is_capped else view.epoch
-        return ((is_capped, -self.score(job, view, at)),)
+        return (Line(-self.score(job, view, at), is_capped),)
 
     def refile_at(self, job: Job, now: float) -> float | None:
         capped_at = job.submitted_at + _CAPPED_AFTER_S
@@ -190,7 +214,10 @@ class FairShare(PriorityStrategy):
         return -view.usage.charge(job.owner, now) / view.weights.get(job.owner, 1.0)
 
     def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
-        return ((job.owner, 0.0),)
+        return (Line(0.0, job.owner),)
+
+    def alike(self, job: Job) -> Hashable:
+        return job.owner
 
     def rank(self, job: Job, view: View) -> float | None:
         if view.usage.running(job.owner):
@@ -210,7 +237,7 @@ class EarliestDeadlineFirst(PriorityStrategy):
         return float("-inf") if job.deadline is None else -(job.deadline - now)
 
     def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
-        return ((None, float("inf") if job.deadline is None else job.deadline),)
+        return (Line(float("inf") if job.deadline is None else job.deadline),)
 
 
 class Adaptive(PriorityStrategy):
@@ -222,7 +249,7 @@ class Adaptive(PriorityStrategy):
     name = "adaptive"
 
     def score(self, job: Job, view: View, now: float) -> float:
-        order = self._order(view)
+        order = self.order(view)
         if order == "small":
             place = 1.0 - view.relative_size(job)
         else:
@@ -232,16 +259,12 @@ class Adaptive(PriorityStrategy):
     def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
         size = view.relative_size(job)
         return (
-            (("small", job.priority), size),
-            (("large", job.priority), -size),
-            (("fifo", job.priority), job.submitted_at),
+            Line(size, job.priority, "small"),
+            Line(-size, job.priority, "large"),
+            Line(job.submitted_at, job.priority, "fifo"),
         )
 
-    def consults(self, line: Hashable, view: View) -> bool:
-        assert isinstance(line, tuple)
-        return bool(line[0] == self._order(view))
-
-    def _order(self, view: View) -> str:
+    def order(self, view: View) -> str:
         return "small" if view.load > _BUSY else "large" if view.load < _IDLE else "fifo"
 
 

@@ -68,13 +68,18 @@ class Database:
                 if self.is_postgresql:
                     # As long as SQLite waits; whoever holds the lock may have been stopped for ever.
                     connection.execute(text(f"SET LOCAL lock_timeout = '{_BUSY_TIMEOUT_S}s'"))
-                if exclusive is not None and self.is_postgresql:
-                    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": exclusive})
+                if exclusive is not None:
+                    self.enter(connection, exclusive)
                 yield connection
         except DBAPIError as error:
             if not _is_of_the_database(error):
                 raise
             raise self._unusable(error) from error
+
+    def enter(self, connection: Connection, section: str) -> None:
+        """Have a transaction of `begin` be in an exclusive section from here to its end."""
+        if self.is_postgresql:
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": section})
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -236,7 +241,8 @@ def _begin_writing(connection: Connection) -> None:
     """
     deadline = time.monotonic() + _BUSY_TIMEOUT_S
     pause = _SHORTEST_PAUSE_S
-    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    driver = connection.connection.cursor()
+    driver.execute("PRAGMA busy_timeout = 0")
     try:
         while True:
             try:
@@ -249,7 +255,7 @@ def _begin_writing(connection: Connection) -> None:
             time.sleep(pause)
             pause = min(1.5 * pause, _LONGEST_PAUSE_S)
     finally:
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_S * 1000}")
+        driver.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_S * 1000}")
 
 
 def _postgresql(target: URL, schema: str) -> Engine:

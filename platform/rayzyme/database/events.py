@@ -20,6 +20,7 @@ from rayzyme.database.tables import JobEvent
 JOB_SUBJECT: Final = "job:"
 """How the subjects of jobs begin; their lines are written with the jobs' rows, which know the last one."""
 
+_ADD: Final = insert(JobEvent)
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 
@@ -84,7 +85,7 @@ def append(connection: Connection, lines: Iterable[Line], ends: dict[str, ChainE
         ends[line.subject] = ChainEnd(row["seq"], row["digest"])
         rows.append(row)
     if rows:
-        connection.execute(insert(JobEvent), rows)
+        connection.execute(_ADD, rows)
 
 
 def record_event(

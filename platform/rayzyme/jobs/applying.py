@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, case, func, select, update
+from sqlalchemy import Connection, Select, bindparam, case, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from rayzyme.database.change_numbers import own_change_number
@@ -31,7 +31,17 @@ from rayzyme.jobs.vocabularies import job_status
 LATE_RESULT: Final = "late_result"
 """Reason of the event that tells of a result that came too late to count."""
 
-_LOCKED_COLUMNS: Final = [*JOB_COLUMNS, JOB.c.queued_at, JOB.c.event_digest]
+# In one order, so that no two transactions wait for each other.
+_LOCKED_JOBS: Final[Select[Any]] = (
+    select(*JOB_COLUMNS, JOB.c.queued_at, JOB.c.event_digest)
+    .where(JOB.c.public_id.in_(bindparam("ids", expanding=True)))
+    .order_by(JOB.c.id)
+    .with_for_update()
+)
+_TASK_STATES: Final = select(TASK.c.job_id, TASK.c.name, TASK.c.attempt, TASK.c.state).where(
+    TASK.c.job_id.in_(bindparam("rows", expanding=True)), TASK.c.name.in_(bindparam("names", expanding=True))
+)
+_JOB_UPDATE: Final = update(JOB).where(JOB.c.id == bindparam("row_id"))
 _HELD_STATES: Final = frozenset({JobState.RUNNING, JobState.UNKNOWN})
 _TIMES: Final = frozenset({"not_before", "cancel_requested_at"})
 _TEXTS: Final = frozenset({"error_class", "error_message", "error_traceback"})
@@ -112,7 +122,7 @@ class Batch:
             ended = {"version": end.seq, "event_digest": end.digest, "change_number": change_number}
             rows.append({"row_id": standing.row_id, **standing.columns, **ended})
         for group in _by_columns(rows):
-            connection.execute(update(JOB).where(JOB.c.id == bindparam("row_id")), group)
+            connection.execute(_JOB_UPDATE, group)
         for group in _by_columns(self._task_rows.values()):
             connection.execute(_task_upsert(connection.dialect.name, tuple(group[0])), group)
         if self._attempt_rows:
@@ -124,9 +134,7 @@ class Batch:
 
     def _read_jobs(self, job_ids: set[str]) -> None:
         for part in chunks(sorted(job_ids)):
-            # In one order, so that no two transactions wait for each other.
-            wanted = select(*_LOCKED_COLUMNS).where(JOB.c.public_id.in_(part)).order_by(JOB.c.id).with_for_update()
-            for row in self._connection.execute(wanted):
+            for row in self._connection.execute(_LOCKED_JOBS, {"ids": part}):
                 job = job_of(row)
                 self._standings[job.job_id] = _Standing(job, row.id, row.queued_at)
                 self._ends[JOB_SUBJECT + job.job_id] = ChainEnd(job.version, row.event_digest)
@@ -134,11 +142,11 @@ class Batch:
     def _read_tasks(self, changes: Sequence[Change]) -> None:
         about = [(change, task) for change in changes for task in change.tasks if change.job_id in self._standings]
         for part in chunks(about):
-            wanted = select(TASK.c.job_id, TASK.c.name, TASK.c.attempt, TASK.c.state).where(
-                TASK.c.job_id.in_({self._standings[change.job_id].row_id for change, _ in part}),
-                TASK.c.name.in_({task.task for _, task in part}),
-            )
-            for row_id, name, attempt, state in self._connection.execute(wanted):
+            wanted = {
+                "rows": list({self._standings[change.job_id].row_id for change, _ in part}),
+                "names": list({task.task for _, task in part}),
+            }
+            for row_id, name, attempt, state in self._connection.execute(_TASK_STATES, wanted):
                 self._tasks[row_id, name] = attempt, JobState(state)
 
     def _open_leases(self, changes: Sequence[Change]) -> LeaseBook:

@@ -11,16 +11,31 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, exists, func, insert, select, update
 
 from rayzyme.database.tables import Lease
 from rayzyme.jobs.job import Resources
-from rayzyme.jobs.rows import JOB, chunks
+from rayzyme.jobs.rows import JOB, chunks, table_of
 from rayzyme.jobs.states import JobState
 
 SECTION: Final = "leases"
 # Amounts such as 0.1 CPU do not add up exactly.
 _ROUNDING: Final = 1e-6
+_LEASE: Final = table_of(Lease)
+_OF_RESOURCES: Final = _LEASE.c.resource.in_(bindparam("resources", expanding=True))
+_OF_JOBS: Final = _LEASE.c.purpose.in_(bindparam("jobs", expanding=True))
+_HELD: Final = (
+    select(_LEASE.c.resource, func.sum(_LEASE.c.amount), func.min(_LEASE.c.expires_at))
+    .where(_OF_RESOURCES)
+    .group_by(_LEASE.c.resource)
+)
+_HELD_BY_JOBS: Final = select(_LEASE.c.purpose, _LEASE.c.resource, _LEASE.c.amount).where(_OF_JOBS)
+_HAS_LAPSED: Final = _LEASE.c.expires_at <= bindparam("now")
+_FORGET_LAPSED: Final = delete(_LEASE).where(
+    _LEASE.c.owner.in_(select(_LEASE.c.owner).where(_OF_RESOURCES, _HAS_LAPSED)), _HAS_LAPSED
+)
+_RELEASE: Final = delete(_LEASE).where(_OF_JOBS)
+_TAKE: Final = insert(_LEASE).returning(_LEASE.c.purpose, _LEASE.c.token)
 
 
 class LeaseBook:
@@ -77,13 +92,13 @@ class LeaseBook:
     def write(self, expires_at: datetime, pid: int) -> dict[str, int]:
         """Write it; the largest token of each job that took something."""
         for part in chunks(self._released):
-            self._connection.execute(delete(Lease).where(Lease.purpose.in_(part)))
+            self._connection.execute(_RELEASE, {"jobs": part})
         if not self._taken:
             return {}
         host = socket.gethostname()
         common: dict[str, Any] = {"host": host, "pid": pid, "expires_at": expires_at}
-        self._connection.execute(
-            insert(Lease),
+        rows = self._connection.execute(
+            _TAKE,
             [
                 {"resource": resource, "amount": amount, "purpose": job_id, "owner": owner, **common}
                 for job_id, (needs, owner) in self._taken.items()
@@ -91,33 +106,22 @@ class LeaseBook:
             ],
         )
         tokens: dict[str, int] = {}
-        for part in chunks(self._taken):
-            rows = self._connection.execute(
-                select(Lease.purpose, func.max(Lease.token)).where(Lease.purpose.in_(part)).group_by(Lease.purpose)
-            )
-            tokens |= dict(rows.all())
+        for job_id, token in rows:
+            tokens[job_id] = max(token, tokens.get(job_id, 0))
         return tokens
 
     def _read(self, resources: Collection[str], releasing: Collection[str]) -> None:
-        self._forget_lapsed(resources)
-        held = self._connection.execute(
-            select(Lease.resource, func.sum(Lease.amount)).where(Lease.resource.in_(resources)).group_by(Lease.resource)
-        )
-        self._held = dict(held.all())
+        about = {"resources": list(resources), "now": self._now}
+        held = self._connection.execute(_HELD, about).all()
+        if any(lapses_at <= self._now for _, _, lapses_at in held):
+            # What lapsed is gone now that somebody may take its place; until then a holder that overslept may renew it. With
+            # a part of what a holder has goes all that lapsed of it: nobody goes on with half of what it needs.
+            self._connection.execute(_FORGET_LAPSED, about)
+            held = self._connection.execute(_HELD, about).all()
+        self._held = {resource: amount for resource, amount, _ in held}
         for part in chunks(releasing):
-            rows = self._connection.execute(
-                select(Lease.purpose, Lease.resource, Lease.amount).where(Lease.purpose.in_(part))
-            )
-            for purpose, resource, amount in rows:
+            for purpose, resource, amount in self._connection.execute(_HELD_BY_JOBS, {"jobs": part}):
                 self._by_job[purpose][resource] += amount
-
-    def _forget_lapsed(self, resources: Collection[str]) -> None:
-        """What lapsed is gone now that somebody may take its place; until then a holder that overslept may renew it.
-
-        With a part of what a holder has goes all that lapsed of it: nobody goes on with half of what it needs.
-        """
-        lapsed = select(Lease.owner).where(Lease.resource.in_(resources), Lease.expires_at <= self._now)
-        self._connection.execute(delete(Lease).where(Lease.owner.in_(lapsed), Lease.expires_at <= self._now))
 
 
 def renew(connection: Connection, owner: str, expires_at: datetime) -> int:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, and_, func, or_, select
+from sqlalchemy import Connection, Select, and_, bindparam, func, or_, select
 
 from rayzyme.checks import positive_number
 from rayzyme.database import Database
@@ -44,6 +44,9 @@ from rayzyme.jobs.usage_accounts import usage_book
 # Each with the times of its newest attempt.
 _NEWEST = and_(ATTEMPT.c.job_id == TASK.c.job_id, ATTEMPT.c.task == TASK.c.name, ATTEMPT.c.number == TASK.c.attempt)
 _TASKS_IN_ORDER: Final = select(*TASK_COLUMNS).outerjoin(ATTEMPT, _NEWEST).order_by(TASK.c.position, TASK.c.id)
+_JOBS_IN_ORDER: Final = select(*JOB_COLUMNS).order_by(JOB.c.submission_time, JOB.c.id)
+_CHANGED_JOBS: Final = _JOBS_IN_ORDER.where(JOB.c.change_number >= bindparam("cursor"))
+_SPECS: Final = select(JOB.c.public_id, JOB.c.spec).where(JOB.c.public_id.in_(bindparam("ids", expanding=True)))
 _LIVE: Final = [state.value for state in JobState if state not in FINAL]
 _KEPT_LOOKS: Final = 32
 # Of jobs that ended before anybody looked for changes, by the clocks of those who ended them.
@@ -162,10 +165,9 @@ class JobReader:
             number = next_change_number(connection)
             if cursor is None:
                 recent = JOB.c.completion_time >= moment(max(0.0, since - _CLOCKS_DIFFER_S))
-                changed = or_(JOB.c.state.in_(_LIVE), recent)
+                jobs = select_jobs(connection, or_(JOB.c.state.in_(_LIVE), recent))
             else:
-                changed = JOB.c.change_number >= cursor
-            jobs = select_jobs(connection, changed)
+                jobs = [job_of(row) for row in connection.execute(_CHANGED_JOBS, {"cursor": cursor})]
         with self._looks_lock:
             self._looks.append((looked_at, number))
         return jobs
@@ -182,7 +184,7 @@ class JobReader:
         found: dict[str, Mapping[str, Any]] = {}
         with self.database.read() as connection:
             for part in chunks(job_ids):
-                rows = connection.execute(select(JOB.c.public_id, JOB.c.spec).where(JOB.c.public_id.in_(part)))
+                rows = connection.execute(_SPECS, {"ids": part})
                 found |= {job_id: spec or {} for job_id, spec in rows}
         return found
 
@@ -301,8 +303,7 @@ class JobReader:
 
 def select_jobs(connection: Connection, condition: Any) -> list[Job]:
     """The jobs that a condition on their rows holds for, those submitted first first."""
-    wanted = select(*JOB_COLUMNS).where(condition).order_by(JOB.c.submission_time, JOB.c.id)
-    return [job_of(row) for row in connection.execute(wanted)]
+    return [job_of(row) for row in connection.execute(_JOBS_IN_ORDER.where(condition))]
 
 
 def _unknown(job_id: str) -> UnknownJob:

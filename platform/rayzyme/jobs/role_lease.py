@@ -8,12 +8,22 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, select, update
 
 from rayzyme.database.tables import Lease, RoleRow
 from rayzyme.jobs.role import ProcessIdentity, RoleHolder
 
 SCHEDULER: Final = "scheduler"
+_LIVE_TOKEN: Final = (
+    select(Lease.token)
+    .where(Lease.resource == SCHEDULER, Lease.token == bindparam("token"), Lease.expires_at > bindparam("now"))
+    .with_for_update(read=True)
+)
+_PRESENT: Final = (
+    select(RoleRow.identity, RoleRow.info, Lease.token, Lease.expires_at)
+    .join(Lease, Lease.token == RoleRow.token)
+    .where(RoleRow.name == SCHEDULER, Lease.resource == SCHEDULER)
+)
 
 
 def take(
@@ -46,8 +56,7 @@ def take(
 
 def is_held(connection: Connection, token: int, now: datetime) -> bool:
     """Whether `token` is the role's and has not lapsed; nobody takes the role before this transaction ends."""
-    live = select(Lease.token).where(Lease.resource == SCHEDULER, Lease.token == token, Lease.expires_at > now)
-    return connection.execute(live.with_for_update(read=True)).scalar() is not None
+    return connection.execute(_LIVE_TOKEN, {"token": token, "now": now}).scalar() is not None
 
 
 def renew(connection: Connection, token: int, expires_at: datetime) -> bool:
@@ -57,9 +66,24 @@ def renew(connection: Connection, token: int, expires_at: datetime) -> bool:
 
 
 def release(connection: Connection, token: int) -> None:
-    """Give it back; nothing happens where it is somebody else's."""
-    if connection.execute(delete(Lease).where(Lease.resource == SCHEDULER, Lease.token == token)).rowcount:
-        connection.execute(delete(RoleRow).where(RoleRow.name == SCHEDULER))
+    """Give it back; nothing happens where it is somebody else's. What its holder told of itself stays readable."""
+    connection.execute(delete(Lease).where(Lease.resource == SCHEDULER, Lease.token == token))
+
+
+def describe(connection: Connection, token: int, info: Mapping[str, Any]) -> bool | None:
+    """Have the holder tell something else of itself; whether that is new, None where the role is somebody else's."""
+    its_row = and_(RoleRow.name == SCHEDULER, RoleRow.token == token)
+    known = connection.execute(select(RoleRow.info).where(its_row)).scalar()
+    if known is None or known == info:
+        return None if known is None else False
+    connection.execute(update(RoleRow).where(its_row).values(info=dict(info)))
+    return True
+
+
+def last_info(connection: Connection) -> Mapping[str, Any]:
+    """What the last holder told of itself, whether it lives or not; nothing where there never was one."""
+    found = connection.execute(select(RoleRow.info).where(RoleRow.name == SCHEDULER)).scalar()
+    return found or {}
 
 
 def holder(connection: Connection, now: datetime) -> RoleHolder | None:
@@ -87,10 +111,7 @@ def stop_requested(connection: Connection) -> bool:
 
 
 def _present(connection: Connection) -> Row[Any] | None:
-    joined = select(RoleRow.identity, RoleRow.info, Lease.token, Lease.expires_at).join(
-        Lease, Lease.token == RoleRow.token
-    )
-    return connection.execute(joined.where(RoleRow.name == SCHEDULER, Lease.resource == SCHEDULER)).one_or_none()
+    return connection.execute(_PRESENT).one_or_none()
 
 
 def _words(identity: ProcessIdentity) -> str:

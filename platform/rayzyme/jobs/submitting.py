@@ -24,13 +24,16 @@ from rayzyme.database.documents import JsonText, clean_text, to_json
 from rayzyme.database.events import JOB_SUBJECT, ChainEnd, Line, append
 from rayzyme.errors import IdempotencyConflict, RayzymeError, ValidationError
 from rayzyme.jobs.job import JobKind, JobRequest, TaskPriority
+from rayzyme.jobs.role import SETTINGS, RoleHolder
 from rayzyme.jobs.rows import JOB, chunks, moment
-from rayzyme.jobs.scheduling_config import SchedulingConfig, check_queued_quota
+from rayzyme.jobs.scheduling_config import SchedulingConfig, check_queued_quota, quotas_from
 from rayzyme.jobs.states import JobState
 from rayzyme.jobs.vocabularies import job_status
 
 _LONGEST_NAME, _LONGEST_OWNER, _LONGEST_TYPE, _LONGEST_KEY = 512, 256, 256, 256
 _KINDS: Final = get_args(JobKind)
+
+_ADD_JOBS: Final = insert(JOB)
 
 Key = tuple[str, str]
 
@@ -169,6 +172,15 @@ def _known_keys(connection: Connection, keys: Sequence[Key]) -> dict[Key, tuple[
     return known
 
 
+def use_quotas_of_scheduler(calls: Sequence[Call], scheduler: RoleHolder | None) -> None:
+    """Have the quotas of the scheduler's settings hold for all calls, where one lives that told them."""
+    told = None if scheduler is None else scheduler.info.get(SETTINGS, {}).get("quotas")
+    if told is not None:
+        quotas = quotas_from(told, {request.request.owner for call in calls for request in call.requests})
+        for call in calls:
+            call.quotas = quotas
+
+
 def has_queue_limit(call: Call) -> bool:
     """Whether any owner in the call may have only so many waiting jobs."""
     return call.quotas is not None and any(
@@ -217,7 +229,7 @@ def _write(connection: Connection, accepted: Sequence[tuple[str, CheckedRequest]
                 "change_number": change_number,
             }
         )
-    connection.execute(insert(JOB), rows)
+    connection.execute(_ADD_JOBS, rows)
 
 
 def _row_numbers(connection: Connection, count: int) -> list[int]:

@@ -6,6 +6,7 @@ There is one row for each owner; of what it tells half is forgotten in every hal
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Final
 
 from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -15,7 +16,15 @@ from rayzyme.jobs.fair_share import OwnerUsage, UsageBook, slots_of
 from rayzyme.jobs.job import Job
 from rayzyme.jobs.rows import moment, table_of
 
-_TABLE = table_of(UsageRow)
+_TABLE: Final = table_of(UsageRow)
+# In one order, so that no two transactions wait for each other.
+_ACCOUNTS: Final = (
+    select(_TABLE)
+    .where(_TABLE.c.owner.in_(bindparam("owners", expanding=True)))
+    .order_by(_TABLE.c.owner)
+    .with_for_update()
+)
+_CHARGE: Final = update(_TABLE).where(_TABLE.c.owner == bindparam("who"))
 
 
 class UsageCharges:
@@ -36,15 +45,15 @@ class UsageCharges:
 
     def write(self, connection: Connection, now: float, half_life: float) -> None:
         """Add it to what the owners used before."""
-        # In one order, so that no two transactions wait for each other.
         owners = sorted(owner for owner, charge in self._charges.items() if any(charge))
         if not owners:
             return
-        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-        empty = [{"owner": owner, "amount": 0.0, "gpu_amount": 0.0, "at": moment(now)} for owner in owners]
-        connection.execute(dialect.insert(_TABLE).on_conflict_do_nothing(), empty)
-        present = select(_TABLE).where(_TABLE.c.owner.in_(owners)).order_by(_TABLE.c.owner).with_for_update()
-        before = {row.owner: row for row in connection.execute(present)}
+        before = {row.owner: row for row in connection.execute(_ACCOUNTS, {"owners": owners})}
+        if len(before) < len(owners):
+            dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+            empty = [{"owner": owner, "amount": 0.0, "gpu_amount": 0.0, "at": moment(now)} for owner in owners]
+            connection.execute(dialect.insert(_TABLE).on_conflict_do_nothing(), empty)
+            before = {row.owner: row for row in connection.execute(_ACCOUNTS, {"owners": owners})}
         rows = []
         for owner in owners:
             slot_s, gpu_s = self._charges[owner]
@@ -65,7 +74,7 @@ class UsageCharges:
                     "at": moment(account.at),
                 }
             )
-        connection.execute(update(_TABLE).where(_TABLE.c.owner == bindparam("who")), rows)
+        connection.execute(_CHARGE, rows)
 
 
 def usage_book(connection: Connection, half_life: float) -> UsageBook:

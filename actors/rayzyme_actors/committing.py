@@ -33,15 +33,19 @@ class Committer:
 
     async def commit(self, change: Change) -> Applied:
         """Write one change; what became of it, once that is durable."""
-        done: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
-        self._waiting.append((change, done))
-        if self._writer is None:
-            self._writer = asyncio.get_running_loop().create_task(self._write())
-        return await done
+        return await self._put(change)
 
     async def commit_all(self, changes: Sequence[Change]) -> list[Applied]:
         """Write several in one go."""
-        return list(await asyncio.gather(*(self.commit(change) for change in changes)))
+        return list(await asyncio.gather(*map(self._put, changes)))
+
+    def _put(self, change: Change) -> asyncio.Future[Applied]:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Applied] = loop.create_future()
+        self._waiting.append((change, done))
+        if self._writer is None:
+            self._writer = loop.create_task(self._write())
+        return done
 
     async def _write(self) -> None:
         while self._waiting:

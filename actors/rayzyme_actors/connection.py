@@ -73,17 +73,27 @@ def connect(settings: Settings | None = None) -> dict[str, Any]:
 
 def connect_to_scheduler(settings: Settings, store: JobStore) -> dict[str, Any]:
     """`connect`, but where no cluster is named, to the Ray on this machine that the scheduler of the database lives in."""
+    return connect(settings_that_find_ray(settings, store) or settings)
+
+
+def settings_that_find_ray(settings: Settings, store: JobStore) -> Settings | None:
+    """With which `connect` joins a Ray that runs, and starts none; None where this program can find none.
+
+    That is the Ray which it has joined already, the named one, or the one on this machine that the scheduler lives in.
+    """
     import ray
 
-    holder = None if ray.is_initialized() or names_cluster(settings) else store.role()
-    if holder is not None and holder.info.get("host") == os.uname().nodename:
-        host, _, port = str(holder.info["address"]).rpartition(":")
-        if _answers(host, int(port)):
-            ray_settings = settings.ray.model_copy(
-                update={"address": holder.info["address"], "namespace": holder.info["namespace"]}
-            )
-            return connect(settings.model_copy(update={"ray": ray_settings}))
-    return connect(settings)
+    if ray.is_initialized() or names_cluster(settings):
+        return settings
+    holder = store.role()
+    # To join a Ray, a program must be on one of its machines.
+    if holder is None or holder.info.get("host") != os.uname().nodename:
+        return None
+    host, _, port = str(holder.info["address"]).rpartition(":")
+    if not _answers(host, int(port)):
+        return None
+    found = {"address": holder.info["address"], "namespace": holder.info["namespace"]}
+    return settings.model_copy(update={"ray": settings.ray.model_copy(update=found)})
 
 
 def is_answering() -> bool:

@@ -30,7 +30,7 @@ from rayzyme_actors.connection import connect_to_scheduler, disconnect, is_answe
 from rayzyme_actors.dispatcher_stats import dispatcher_stats
 from rayzyme_actors.explaining import explain_end, explain_from_store
 from rayzyme_actors.job_results import workflow_result, workflow_results
-from rayzyme_actors.scheduler import start_scheduler
+from rayzyme_actors.scheduler import ask_scheduler, start_scheduler
 from rayzyme_actors.scheduler_settings import scheduling_config, store_of
 from rayzyme_actors.submitting import Prepared, Submission, prepare
 
@@ -88,7 +88,7 @@ class Dispatcher:
         self._scheduler = start_scheduler(self.settings)
         self._callbacks.resume()
         if self._has_own_settings:
-            ray.get(self._scheduler.configure.remote(self.settings))
+            ask_scheduler(self.settings, "configure", self.settings)
 
     def stop(self, wait: bool = True) -> None:
         """Detach this program; what is queued stays queued.

@@ -13,6 +13,7 @@ from rayzyme.jobs.states import JobState
 from rayzyme.jobs.store import JobStore
 from rayzyme.resources import GPUManager, get_memory_manager
 from rayzyme.settings import Settings
+from rayzyme_actors.scheduler_settings import with_told_settings
 
 
 def dispatcher_stats(store: JobStore, settings: Settings, scheduler: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def scheduler_and_queue(store: JobStore, settings: Settings, scheduler: Mapping[
     holder = store.role()
     if holder is not None and is_provably_gone(holder.identity):
         holder = None
+    if holder is not None:
+        settings = with_told_settings(settings, holder.info)
     return {
         "scheduler": {
             "running": holder is not None,

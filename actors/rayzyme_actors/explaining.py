@@ -1,6 +1,6 @@
 """Why a job waits, for programs that are not connected to the scheduler: asked of it where it can be reached.
 
-Where no scheduler lives, the same machine is built from the store, and the answer says so.
+Where it cannot, the same machine is built from the store, and the answer says so.
 """
 
 from __future__ import annotations
@@ -8,14 +8,19 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from rayzyme.jobs.role import is_provably_gone
 from rayzyme.jobs.scheduling import SchedulerMachine
 from rayzyme.jobs.scheduling_events import CapacityChanged, Restored
 from rayzyme.jobs.states import FINAL
 from rayzyme.jobs.store import JobStore
 from rayzyme.settings import Settings
-from rayzyme_actors.scheduler_settings import scheduling_config
+from rayzyme_actors.scheduler_settings import scheduling_config, with_told_settings
 
 NO_SCHEDULER = "No scheduler is running: start one with `rayzyme start`."
+_OUT_OF_REACH = (
+    "This is what the database tells. The scheduler itself, process {pid} on {host}, cannot be asked from here: run this on a "
+    "machine of its Ray, with RAY_ADDRESS={address}."
+)
 
 
 def explain(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any]:
@@ -27,17 +32,28 @@ def explain(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any]:
     over = explain_end(store, job_id)
     if over is not None:
         return over
-    if store.role() is not None:
-        from rayzyme_actors.connection import connect_to_scheduler
-
-        connect_to_scheduler(settings, store)
-        from rayzyme_actors.scheduler import ask_scheduler
-
-        answer: dict[str, Any] | None = ask_scheduler(settings, "explain", job_id)
-        if answer is not None:
-            return answer
+    holder = store.role()
+    answer = None if holder is None else _ask(store, job_id, settings)
+    if answer is not None:
+        return answer
     told = explain_from_store(store, job_id, settings)
-    return told | {"sentences": [*told["sentences"], NO_SCHEDULER]}
+    is_gone = holder is None or is_provably_gone(holder.identity)
+    known = {} if holder is None else {name: holder.info.get(name, "?") for name in ("pid", "host", "address")}
+    return told | {"sentences": [*told["sentences"], NO_SCHEDULER if is_gone else _OUT_OF_REACH.format(**known)]}
+
+
+def _ask(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any] | None:
+    """What the scheduler answers; None where this program cannot reach it. No Ray is started for that."""
+    from rayzyme_actors.connection import connect, settings_that_find_ray
+
+    reachable = settings_that_find_ray(settings, store)
+    if reachable is None:
+        return None
+    connect(reachable)
+    from rayzyme_actors.scheduler import ask_scheduler
+
+    answer: dict[str, Any] | None = ask_scheduler(reachable, "explain", job_id)
+    return answer
 
 
 def explain_end(store: JobStore, job_id: str) -> dict[str, Any] | None:
@@ -55,14 +71,20 @@ def explain_end(store: JobStore, job_id: str) -> dict[str, Any] | None:
 
 
 def explain_from_store(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any]:
-    """What a scheduler that began now would say."""
+    """What a scheduler that began now would say; by the settings of the one that lives, where there is one."""
     now = time.time()
+    holder = store.role()
+    if holder is not None:
+        settings = with_told_settings(settings, holder.info)
     machine = SchedulerMachine(
-        scheduling_config(settings), now=now, usage=store.usage(), durations=store.recent_durations(5000)
+        scheduling_config(settings),
+        now=now,
+        usage=store.usage(),
+        durations=store.recent_durations(5000),
+        starts_jobs=False,
     )
     cluster = store.cluster("ray")
     if cluster is not None:
         machine.handle(CapacityChanged(cluster), now)
-    # What would start at once is not started here: nobody listens to the commands.
     machine.handle(Restored(store.live_jobs()), now)
     return machine.explain(job_id, now).to_dict()

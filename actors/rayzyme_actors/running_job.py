@@ -55,7 +55,7 @@ from rayzyme_actors.task_process import marker_of
 logger = logging.getLogger(__name__)
 
 # That a task has begun need not be on the disk before it runs; most tell of their end by then.
-_BEGUN_WAITS_S = 0.05
+_BEGUN_WAITS_S = 0.2
 _TASKS_TOLD = 5
 
 
@@ -109,7 +109,8 @@ class RunningJob:
         self._settings, self._committer, self._pool, self._store = settings, committer, pool, store
         self._runner_id = runner_id
         self._events: asyncio.Queue[RunEvent] = asyncio.Queue()
-        self._begun: list[TaskChange] = []
+        self._begun: dict[tuple[str, int], TaskChange] = {}
+        self._underway: set[tuple[str, int]] = set()
         self._markers: dict[tuple[str, int], str] = {}
         self._values: dict[str, tuple[StoredValue | None, Mapping[str, StoredValue]]] = {}
         self._outcomes: dict[str, TaskOutcome] = {}
@@ -196,7 +197,7 @@ class RunningJob:
         finished = next((command for command in commands if isinstance(command, RunFinished)), None)
         begun = [change for change in changes if change.state is JobState.RUNNING]
         settled = [change for change in changes if change.state is not JobState.RUNNING]
-        self._begun += begun
+        self._begun |= {(change.task, change.attempt): change for change in begun}
         manifests = self._take_results(settled)
         if finished is not None and not manifests:
             await self._finish(finished, settled)
@@ -208,11 +209,9 @@ class RunningJob:
         if finished is not None:
             await self._finish(finished, ())
             return
-        if begun and not settled:
-            asyncio.get_running_loop().call_later(_BEGUN_WAITS_S, self._tell_begun)
         for command in commands:
             if isinstance(command, StartTask):
-                self._start(command)
+                await self._start(command)
             elif isinstance(command, StopTask):
                 self._keep(self._stop(command))
             elif isinstance(command, Remark):
@@ -273,26 +272,30 @@ class RunningJob:
 
     def _with_begun(self, settled: Sequence[TaskChange]) -> tuple[TaskChange, ...]:
         """The changes, and with them those begun that were not told yet; one row for each attempt."""
-        begun = {(change.task, change.attempt): change for change in self._begun}
-        self._begun.clear()
         merged = []
         for change in settled:
-            before = begun.pop((change.task, change.attempt), None)
+            key = change.task, change.attempt
+            before = self._begun.pop(key, None)
+            self._underway.discard(key)
             hops = dict(change.hops) if before is None else {**before.hops, **change.hops}
             merged.append(replace(change, hops=hops, runner=self._runner_id))
-        return (*(replace(change, runner=self._runner_id) for change in begun.values()), *merged)
+        begun = [replace(self._begun.pop(key), runner=self._runner_id) for key in self._underway]
+        self._underway.clear()
+        return (*begun, *merged)
 
     def _tell_begun(self) -> None:
-        if self._begun and not self._is_over:
-            self._keep(self._commit((), f"begun: {_named(self._begun)}"))
+        if self._underway and not self._is_over:
+            self._keep(self._commit((), f"begun: {_named([self._begun[key] for key in self._underway])}"))
 
-    def _start(self, command: StartTask) -> None:
+    async def _start(self, command: StartTask) -> None:
         planned = self._run.plan.tasks_by_name[command.task]
+        shape = await shape_of(planned, self._settings)
+        if self._is_over:
+            return
         assignment = self._assignment(planned, command.attempt)
         marker = self._markers[command.task, command.attempt] = marker_of(assignment)
         self._folders[command.task] = assignment.folder
         logger.debug("%s begins", marker)
-        shape = shape_of(planned, self._settings)
         # The time of one with a limit must not go on behind others of its batch.
         is_alone = planned.config.timeout is not None
         future = self._pool.submit(assignment, shape, lambda: self._on_begin(command), is_alone)
@@ -300,6 +303,11 @@ class RunningJob:
 
     def _on_begin(self, command: StartTask) -> None:
         self.progress.began()
+        key = command.task, command.attempt
+        if key in self._begun:
+            if not self._underway:
+                asyncio.get_running_loop().call_later(_BEGUN_WAITS_S, self._tell_begun)
+            self._underway.add(key)
         if self._run.plan.tasks_by_name[command.task].config.timeout is not None:
             self._events.put_nowait(TaskBegan(command.task, command.attempt))
 
@@ -345,7 +353,7 @@ class RunningJob:
                 inputs[dependency] = output
         for ancestor in plan.ancestors(planned.name):
             shared |= self._values.get(ancestor, (None, {}))[1]
-        folder = self._settings.home / "runs" / order.job_id / file_name(planned.name) / f"{order.attempt}.{attempt}"
+        folder = self._settings.runs / order.job_id / file_name(planned.name) / f"{order.attempt}.{attempt}"
         return Assignment(
             job_id=order.job_id, job_name=order.name, task=planned.name, attempt=attempt, job_attempt=order.attempt,
             source=planned.source, inputs=inputs, shared_state=shared, folder=str(folder), memory_mb=planned.memory_mb,
@@ -377,19 +385,27 @@ def _completed(memories: Mapping[str, TaskMemory]) -> set[str]:
     return {name for name, memory in memories.items() if memory.state is JobState.COMPLETED}
 
 
-def shape_of(planned: PlannedTask, settings: Settings) -> Shape:
-    """What a task's process asks Ray for. GPUs that the cluster lacks were dealt with when the job was accepted."""
+async def shape_of(planned: PlannedTask, settings: Settings) -> Shape:
+    """What a task's process asks Ray for."""
     config = planned.config
-    nodes = live_nodes(ray.nodes()) if planned.own_gpus else []
-    gpus = float(planned.own_gpus) if any(node.gpus for node in nodes) else 0.0
-    if gpus and config.gpu_memory_mb is not None:
-        share = host_share(
-            config.gpu_memory_mb, with_gpu_memory(nodes, settings), reserve_mb=settings.resources.gpu.min_free_memory_mb
-        )
-        gpus = share if planned.own_gpus == 1 else gpus
+    # Ray is asked in a thread: the other jobs go on until it has answered.
+    gpus = await asyncio.to_thread(_gpus_of, planned, settings) if planned.own_gpus else 0.0
     return Shape(
         cpus=config.num_cpus or TASK_CPUS,
         gpus=gpus,
         memory_mb=planned.memory_mb or 0,
         gpu_memory_mb=(config.gpu_memory_mb or 0) if gpus else 0,
     )
+
+
+def _gpus_of(planned: PlannedTask, settings: Settings) -> float:
+    """GPUs, or the share of one. Those that the cluster lacks were dealt with when the job was accepted."""
+    nodes = live_nodes(ray.nodes())
+    if not any(node.gpus for node in nodes):
+        return 0.0
+    gpus, memory_mb = float(planned.own_gpus), planned.config.gpu_memory_mb
+    if memory_mb is None:
+        return gpus
+    reserve_mb = settings.resources.gpu.min_free_memory_mb
+    share = host_share(memory_mb, with_gpu_memory(nodes, settings), reserve_mb=reserve_mb)
+    return share if gpus == 1 else gpus

@@ -23,7 +23,7 @@ from rayzyme.jobs.store import JobStore
 from rayzyme.settings import Settings
 from rayzyme_actors.actor_process import set_up_actor
 from rayzyme_actors.scheduler_settings import runner_name, scheduler_name, store_of
-from rayzyme_actors.scheduling_loop import SchedulingLoop
+from rayzyme_actors.scheduling_loop import ACTOR, SchedulingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +102,12 @@ class Scheduler:
         context = ray.get_runtime_context()
         info = {
             "address": context.gcs_address, "namespace": self._settings.ray.namespace, "host": os.uname().nodename,
-            "pid": os.getpid(),
+            "pid": os.getpid(), ACTOR: context.get_actor_id(),
         }  # fmt: skip
         try:
-            self._scheduling = SchedulingLoop(self._settings, self._opened_store(), info, self._only)
+            scheduling = SchedulingLoop(self._settings, self._opened_store(), info, self._only)
+            self._loop.run_until_complete(scheduling.remember_settings())
+            self._scheduling = scheduling
             self._is_ready.set()
             self._loop.run_until_complete(self._scheduling.run())
         except Exception:

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
 
 from rayzyme.database import open_database
+from rayzyme.jobs.role import SETTINGS
 from rayzyme.jobs.scheduling_config import OwnerQuota, SchedulingConfig
 from rayzyme.jobs.store import JobStore
 from rayzyme.settings import Quota, Settings
+
+# What can be changed while they run. The others say where things are and who may do what, and some of those are secret.
+_TOLD: Final = ("scheduler", "quotas", "cancel", "resources")
+
+
+def told_settings(settings: Settings) -> dict[str, Any]:
+    """The sections that a scheduler and its runner work by, as JSON for the database."""
+    return settings.model_dump(mode="json", include=set(_TOLD))
+
+
+def with_told_settings(settings: Settings, info: Mapping[str, Any]) -> Settings:
+    """Settings with those sections as a scheduler told them with its role; as they are where it told none."""
+    told = info.get(SETTINGS, {})
+    sections = {name: type(getattr(settings, name)).model_validate(section) for name, section in told.items()}
+    return settings.model_copy(update=sections)
 
 
 def scheduling_config(settings: Settings) -> SchedulingConfig:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import ray
 from ray.exceptions import RayError
@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from rayzyme.errors import DatabaseError, TaskNotSendable, UnknownJob
 from rayzyme.jobs.changes import Applied, Change
 from rayzyme.jobs.job import Job, Resources
-from rayzyme.jobs.role import is_provably_gone, process_identity
+from rayzyme.jobs.role import SETTINGS, is_provably_gone, process_identity
 from rayzyme.jobs.scheduling import SchedulerMachine
 from rayzyme.jobs.scheduling_config import SLOT
 from rayzyme.jobs.scheduling_events import (
@@ -48,11 +48,14 @@ from rayzyme_actors.cluster_capacity import cluster_capacity, largest_node
 from rayzyme_actors.committing import Committer
 from rayzyme_actors.explaining import explain_from_store
 from rayzyme_actors.running_job import RunOrder
-from rayzyme_actors.scheduler_settings import scheduling_config
+from rayzyme_actors.scheduler_settings import scheduling_config, told_settings, with_told_settings
 from rayzyme_actors.submitting import TRANSIENT_KEY
 from rayzyme_actors.workflow_runner import runner_prefix, start_runner
 
 logger = logging.getLogger(__name__)
+
+ACTOR: Final = "actor"
+"""Under which the scheduler tells, with its role, which actor it is."""
 
 _RECONCILE_S = 30.0
 _DURATIONS = 5000
@@ -77,14 +80,17 @@ class SchedulingLoop:
         Args:
             settings: Of the program that started the scheduler.
             store: Where the jobs are.
-            info: What is kept with the role: host, pid, Ray's address and namespace.
+            info: What is kept with the role: host, pid, Ray's address and namespace, and under `ACTOR` the actor, which is the
+                same after it was started again.
             only: See to these jobs alone, and without the role; whoever starts a job first has it.
         """
-        self._settings, self._store, self._info = settings, store, dict(info)
+        self._settings, self._store = settings, store
+        self._info = {**info, SETTINGS: told_settings(settings)}
         self._only = only
         self._actor = f"scheduler:{info['host']}:{info['pid']}"
         self._config = scheduling_config(settings)
         self._token: int | None = None
+        self._has_asked_for_role = asyncio.Event()
         # What writes are made with: that of a role which was lost is refused, where none would not be asked about.
         self._role_token: int | None = None
         self._machine: SchedulerMachine | None = None
@@ -106,16 +112,28 @@ class SchedulingLoop:
         self._runner_id: str | None = None
         self.snapshot: dict[str, Any] = {"leads": False, "stopped": False}
 
+    async def remember_settings(self) -> None:
+        """Comes first: Ray starts a killed actor with what it was given once; what it was told since is in the database."""
+        info = await self._ask_store(self._store.last_role_info)
+        if info.get(ACTOR) == self._info[ACTOR]:
+            self._settings = with_told_settings(self._settings, info)
+            self._info = {**self._info, SETTINGS: told_settings(self._settings)}
+            self._config = scheduling_config(self._settings)
+
     async def run(self) -> None:
         """Wait for the role, and lead while it is ours; ends when it was told to stop and nothing runs any more."""
         identity = process_identity()
+        if self._only:
+            self._has_asked_for_role.set()
         while self._only and not self._is_draining:
             await self._lead(None)
         while not self._is_draining:
+            self._has_asked_for_role.clear()
             try:
                 self._token = await asyncio.to_thread(self._store.take_role, identity, self._info, is_provably_gone)
             except DatabaseError as error:
                 logger.warning("the scheduler waits for the database: %s", error)
+            self._has_asked_for_role.set()
             if self._token is None:
                 await asyncio.sleep(self._settings.scheduler.poll_interval)
             else:
@@ -188,8 +206,13 @@ class SchedulingLoop:
         return self._machine.explain(job_id, time.time()).to_dict()
 
     async def configure(self, settings: Settings) -> None:
-        """Take other limits, or another strategy."""
+        """Take other limits, or another strategy; when this returns, and this scheduler leads, they hold after a restart too."""
         self._settings = settings
+        self._info = {**self._info, SETTINGS: told_settings(settings)}
+        # The role is taken with what was known when that began.
+        await self._has_asked_for_role.wait()
+        if self._token is not None:
+            await self._ask_store(self._store.describe_role, self._token, self._info)
         await self._ask_runner("configure", settings)
         config = scheduling_config(settings)
         if config != self._config:
@@ -272,7 +295,7 @@ class SchedulingLoop:
         """Read what changed in the store, by whomever, and tell the machine what it does not know."""
         begin = time.time()
         if begin - self._reconciled < _RECONCILE_S:
-            jobs = await asyncio.to_thread(self._store.changed_since, self._seen)
+            jobs = await asyncio.to_thread(self._store.changed_since, self._seen, dict(self._rows))
         else:
             jobs = await self._reconcile()
         self._seen = begin
@@ -287,7 +310,7 @@ class SchedulingLoop:
         """Leases that lapsed though their runner answers, and the wish of a user that the scheduler stops."""
         lapsed = [job for job in await asyncio.to_thread(self._store.lapsed, time.time()) if self._is_ours(job)]
         for job in lapsed:
-            self._tell(Lost(job.job_id, "its lease lapsed"))
+            self._tell(Lost(job.job_id, job.attempt, "its lease lapsed"))
         is_to_blame = any(self._runner_of.get(job.job_id) == (self._runner_id, job.attempt) for job in lapsed)
         if self._runner_id is not None and is_to_blame:
             logger.warning("the runner does not renew its leases: it is started again")
@@ -342,18 +365,13 @@ class SchedulingLoop:
 
     async def _obey(self, commands: Sequence[Command]) -> None:
         written = [command for command in commands if not isinstance(command, Stop) and self._is_up_to_date(command)]
-        starting = [command.job_id for command in written if isinstance(command, Start)]
-        # What a job is made of never changes, so it is read while its start is written.
-        applied, specs = await asyncio.gather(
-            self._committer.commit_all([self._change(command) for command in written]),
-            self._ask_store(self._store.specs, starting) if starting else _nothing(),
-        )
+        applied = await self._committer.commit_all([self._change(command) for command in written])
         started = []
         for command, outcome in zip(written, applied, strict=True):
             if self._note_applied(command, outcome) and isinstance(command, Start):
                 started.append(outcome)
         if started:
-            await self._hand_to_runner(started, specs)
+            await self._hand_to_runner(started)
         for command in commands:
             if isinstance(command, Stop):
                 await self._ask_runner("stop", command.job_id, "its user cancelled it")
@@ -361,7 +379,14 @@ class SchedulingLoop:
     def _is_up_to_date(self, command: Command) -> bool:
         """Whether no later word of the same batch was that the job is over, or that somebody else began its next attempt."""
         row = self._rows.get(command.job_id)
-        return row is not None and not (isinstance(command, Start) and row.attempt >= command.attempt)
+        if row is None:
+            return False
+        match command:
+            case Start(attempt=attempt):
+                return row.attempt < attempt
+            case Requeue(attempt=attempt) | Fail(attempt=attempt):
+                return row.attempt == attempt
+        return True
 
     def _change(self, command: Command) -> Change:
         """What to write for a command of the machine."""
@@ -414,19 +439,19 @@ class SchedulingLoop:
             metrics.increment("rayzyme_retries_total", tags={"fault": "site"})
         return outcome.accepted
 
-    async def _hand_to_runner(self, started: Sequence[Applied], specs: Mapping[str, Mapping[str, Any]]) -> None:
-        jobs = {applied.job.job_id: applied for applied in started if applied.job is not None}
+    async def _hand_to_runner(self, started: Sequence[Applied]) -> None:
         orders = []
-        for job_id, applied in jobs.items():
-            job, document = applied.job, specs[job_id]
+        for applied in started:
+            job, document = applied.job, applied.spec
             assert job is not None
+            assert document is not None
             key = document.get(TRANSIENT_KEY)
             if key is not None and key not in self._transient:
                 await self._fail_transient(job)
                 continue
             orders.append(
                 RunOrder(
-                    job_id,
+                    job.job_id,
                     job.name,
                     job.attempt,
                     applied.token,
@@ -490,6 +515,7 @@ class SchedulingLoop:
             try:
                 self._runner = start_runner(self._settings, *self._only)
                 runner_id: str = await self._runner.begin.remote()
+                await self._runner.configure.remote(self._settings)
                 self._runner_id = runner_id
                 await self._lose_what_our_runner_lost()
                 self.wake()
@@ -518,7 +544,7 @@ class SchedulingLoop:
             is_ours = all(owner.startswith(ours) for owner in holders.get(job.job_id, ()))
             was_just_given = holders.get(job.job_id) == {self._runner_id} and self._is_young(job)
             if is_ours and not was_just_given:
-                self._tell(Lost(job.job_id, "its runner is gone"))
+                self._tell(Lost(job.job_id, job.attempt, "its runner is gone"))
 
     @staticmethod
     def _is_young(job: Job) -> bool:
@@ -599,7 +625,3 @@ class SchedulingLoop:
             "max_concurrent_jobs": self._config.max_concurrent_jobs, "strategy": self._config.strategy,
             "capacity": dict(self._capacity), "token": self._token, "draining": self._is_draining,
         }  # fmt: skip
-
-
-async def _nothing() -> dict[str, Mapping[str, Any]]:
-    return {}

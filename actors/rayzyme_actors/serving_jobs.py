@@ -31,7 +31,7 @@ class SchedulerInForeground:
         self._settings, self._only = settings, only
         self.address: str = connect(settings)["address"]
         self._scheduler: Any = start_scheduler(settings, *only)
-        ray.get(self._scheduler.configure.remote(settings))
+        ask_scheduler(settings, "configure", settings, only=only)
 
     def drain(self) -> None:
         """Start nothing more."""

@@ -25,6 +25,9 @@ from rayzyme_actors.long_lived import LongLivedActor
 from rayzyme_actors.model_host import ModelHost
 from rayzyme_actors.placement import ACTOR_CPUS, Node, ShardPlan, host_share, live_nodes, plan_shards, wants_gpu
 
+HOST_PREFIX = "model-host:"
+SHARD_PREFIX = "shard:"
+
 # Per number: as stored, and two bytes more for the bfloat16 copy that is scanned.
 _BYTES_HELD = {"float32": 6, "float16": 4, "bfloat16": 4}
 
@@ -70,7 +73,7 @@ def name_of_host(checkpoint: str | Path, device: str, settings: Settings) -> str
     state = path.stat()
     told = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\0{settings.esm}\0{settings.tasks}"
     identity = hashlib.sha256(told.encode()).hexdigest()[:12]
-    return f"model-host:{Path(checkpoint).stem}:{identity}:{device}"
+    return f"{HOST_PREFIX}{Path(checkpoint).stem}:{identity}:{device}"
 
 
 def start_host(checkpoint: str | Path, name: str, device: str, settings: Settings) -> LongLivedActor:
@@ -135,7 +138,7 @@ def _shard(
     # On a GPU the rows pass through host memory and do not stay there.
     row_bytes = 0 if plan.num_gpus else opened.dimension * _BYTES_HELD[opened.embedding_type]
     return LongLivedActor(
-        name=f"shard:{opened.digest[:16]}:{number + 1}-of-{count}:{device}:reserve-{settings.resources.memory.reserve_ratio:g}",
+        name=f"{SHARD_PREFIX}{opened.digest[:16]}:{number + 1}-of-{count}:{device}:reserve-{settings.resources.memory.reserve_ratio:g}",
         actor_class=EmbeddingShard,
         arguments=(
             str(opened.path), opened.digest, plan.start, plan.stop, device, plan.threads, settings.resources.memory.reserve_ratio,

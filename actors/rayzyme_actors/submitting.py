@@ -14,7 +14,7 @@ from rayzyme.errors import ValidationError
 from rayzyme.jobs.job import JobRequest, Resources, TaskPriority
 from rayzyme.settings import Settings
 from rayzyme.workflows import Workflow, WorkflowBuilder
-from rayzyme.workflows.plan import check_possible, plan_needs
+from rayzyme.workflows.plan import check_possible, plan_needs, plan_seconds
 from rayzyme.workflows.specs import plan_from_spec, to_spec
 
 TRANSIENT_KEY: Final = "_transient_key"
@@ -69,7 +69,7 @@ def prepare(
     if spec.transient:
         # By what they are, so that the same request again is known as the same.
         key = document[TRANSIENT_KEY] = hashlib.sha256(cloudpickle.dumps(dict(spec.transient))).hexdigest()
-    plan = plan_from_spec(document, spec.transient)
+    plan = plan_from_spec(document, spec.transient, {task.name: task.config for task in workflow.tasks})
     if cluster is not None:
         check_possible(plan, cluster, settings.resources.gpu.on_missing)
     if node is not None:
@@ -85,5 +85,6 @@ def prepare(
         needs=plan_needs(plan),
         is_durable=spec.is_durable,
         idempotency_key=submission.idempotency_key,
+        estimated_seconds=plan_seconds(plan, settings.scheduler.max_workers_per_job),
     )
     return Prepared(request, key, spec.transient)

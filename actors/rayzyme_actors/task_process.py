@@ -74,7 +74,7 @@ class TaskProcess:
         self._settings, self._runner = settings, runner
         self._lease = lease_gpu_memory("tasks", gpu_memory_mb, settings) if gpu_memory_mb else None
         self._gpu_ids = [int(number) for number in ray.get_gpu_ids()]
-        self._log = TaskLog(settings.home / "runs")
+        self._log = TaskLog(settings.runs)
         self._services = _Services(settings)
         self._cache: TwoLevelCache | None = None
         self._lock = threading.Lock()

@@ -1,13 +1,14 @@
 """Settings of everything: defaults < YAML file < environment < overrides, merged deeply.
 
 The environment names a setting by its path, `RAYZYME_TASKS__SCREENING__TOP_K=50`; `RAYZYME_CONFIG` names the file, which
-otherwise is `config.yaml` in `RAYZYME_HOME`. Faults are reported together, each with its path and the nearest known name.
+otherwise is `config.yaml` in `RAYZYME_HOME`. Faults are reported together, each with its path and the nearest known name or word.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -264,6 +265,41 @@ class ResourceSettings(_Section):
     cache: CacheSettings = CacheSettings()
 
 
+class ServeSettings(_Section):
+    """The HTTP endpoint.
+
+    Attributes:
+        host: Address to listen on; beyond loopback only with tokens.
+        port: Port.
+        auth: Who may ask: "tokens" whoever has one, "open" everybody who reaches it. "auto" is "open" on loopback for as long as
+            no token was made, and otherwise "tokens".
+        max_running: Requests that one replica works on at a time.
+        max_queued: Requests that may wait for that; more are answered 429.
+        timeout: Seconds after which a request is given up with 408.
+        max_body_mb: MB (2^20 bytes) of a request body.
+        max_reactions: Reactions in a request that is answered at once; jobs may have more.
+        max_job_reactions: Reactions in a job that is submitted over HTTP.
+        max_reaction_length: Characters of a reaction SMILES.
+        max_top_k: Hits per reaction.
+        requests_per_minute: Of each token, or of each address where nobody has a token; None does not limit them.
+        embeddings_kept: Reaction embeddings that a replica remembers.
+    """
+
+    host: str = "127.0.0.1"
+    port: PositiveInt = 8000
+    auth: Literal["auto", "tokens", "open"] = "auto"
+    max_running: PositiveInt = 64
+    max_queued: PositiveInt = 256
+    timeout: Seconds = 60.0
+    max_body_mb: PositiveInt = 1
+    max_reactions: PositiveInt = 256
+    max_job_reactions: PositiveInt = 10_000
+    max_reaction_length: PositiveInt = 5_000
+    max_top_k: PositiveInt = 10_000
+    requests_per_minute: PositiveInt | None = None
+    embeddings_kept: PositiveInt = 10_000
+
+
 class LoggingSettings(_Section):
     """Attributes:
     level: Least severe level that is written.
@@ -306,6 +342,7 @@ class Settings(BaseSettings):
     resources: ResourceSettings = ResourceSettings()
     database: DatabaseSettings = DatabaseSettings()
     leases: LeaseSettings = LeaseSettings()
+    serve: ServeSettings = ServeSettings()
     logging: LoggingSettings = LoggingSettings()
 
     def model_post_init(self, _context: Any, /) -> None:
@@ -316,6 +353,11 @@ class Settings(BaseSettings):
     def screening_sets(self) -> Path:
         """Folder of the screening sets that are known by name."""
         return self.home / "screening_sets"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of what the tasks of jobs write and print, by job."""
+        return self.home / "runs"
 
     @property
     def cache(self) -> Path:
@@ -438,7 +480,17 @@ def _describe(fault: Any) -> str:
         return f"{path}: unknown setting; {hint}"
     # What was given for the database may hold its password, and messages end up in logs.
     given = "" if location[0] == "database" else f" (got {fault['input']!r})"
-    return f"{path}: {fault['msg'].removeprefix('Value error, ')}{given}"
+    return f"{path}: {fault['msg'].removeprefix('Value error, ')}{given}{_nearest_word(fault)}"
+
+
+def _nearest_word(fault: Any) -> str:
+    """Of a closed set of words, the one that was probably meant."""
+    if fault["type"] != "literal_error" or not isinstance(fault["input"], str):
+        return ""
+    # Words differ in case from set to set, and in that they are often mistaken.
+    words = {word.lower(): word for word in re.findall(r"'([^']*)'", fault["ctx"]["expected"])}
+    near = difflib.get_close_matches(fault["input"].lower(), words, n=1)
+    return f"; did you mean {words[near[0]]!r}?" if near else ""
 
 
 def _names_at(location: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from tests.ray.dispatching import dispatcher_of_its_own, function_task, lines, s
 from rayzyme.errors import DeviceUnavailable, IdempotencyConflict, ResourceError, TaskNotSendable
 from rayzyme.jobs import TaskPriority
 from rayzyme.workflows import FunctionTask, TaskConfig, WorkflowBuilder
+from rayzyme_actors.task_log import logs_of
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,16 @@ def test_a_diamond_runs_in_order_and_shares_what_its_tasks_found(dispatcher: Any
     assert {"created_at", "started_at", "completed_at", "wait_time", "execution_time", "total_time", "owner"} <= set(
         job
     )
+
+
+def test_what_a_task_prints_and_logs_is_in_its_attempts_log(dispatcher: Any) -> None:
+    """D60"""
+    job_id = dispatcher.submit_workflow(workflow_of(function_task("t", sample_tasks.speak)))
+    assert dispatcher.wait_for_job(job_id, timeout=60).success
+    ((task, attempt, text),) = logs_of(dispatcher.settings.runs, job_id)
+    assert (task, attempt) == ("t", 1)
+    assert text.startswith("t as text\nas bytes\n")
+    assert text.endswith("WARNING sample_tasks: in the log\n")
 
 
 def test_parallel_tasks_overlap(dispatcher: Any, tmp_path: Path) -> None:

@@ -23,7 +23,10 @@ from tests.ray.dispatching import (
     workflow_of,
 )
 
+from rayzyme.errors import QuotaExceeded
+from rayzyme.settings import use_settings
 from rayzyme.workflows import FunctionTask, TaskConfig
+from rayzyme_actors import DispatcherAPI, Submission
 from rayzyme_actors.scheduler_settings import runner_name, scheduler_name
 
 
@@ -95,6 +98,22 @@ def test_a_scheduler_that_is_killed_comes_back_and_takes_new_jobs(dispatcher: An
     killed(dispatcher, "scheduler")
     job_id = dispatcher.submit_task(function_task("after", sample_tasks.nothing))
     assert dispatcher.wait_for_job(job_id, timeout=60).success
+
+
+def test_what_a_scheduler_was_told_holds_after_it_was_killed(dispatcher: Any) -> None:
+    """D19, D40, D50: for other programs, whose own quotas are laxer, as well"""
+    told = {
+        "ray": {"namespace": dispatcher.settings.ray.namespace},
+        "scheduler": {"max_concurrent_jobs": 1, "priority_strategy": "sjf"},
+        "quotas": {"users": {"ada": {"queued": 1}}},
+    }
+    DispatcherAPI(config=told).stop(wait=False)
+    use_settings(dispatcher.settings)
+    killed(dispatcher, "scheduler")
+    described = until(lambda: (answer := ray.get(dispatcher._scheduler.describe.remote()))["leads"] and answer)
+    assert (described["strategy"], described["max_concurrent_jobs"]) == ("sjf", 1)
+    with pytest.raises(QuotaExceeded, match="ada has 0 queued jobs and may have 1: 2 more"):
+        dispatcher.submit_many([Submission(workflow_of(function_task("a", sample_tasks.nothing)), owner="ada")] * 2)
 
 
 def test_a_job_whose_program_was_killed_right_after_the_answer_runs(dispatcher: Any, tmp_path: Path) -> None:

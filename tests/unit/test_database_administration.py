@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import Connection, select, text
 from tests.support.job_samples import ROOM, Clock, change, finish, request, settled, start
 from typer.testing import CliRunner
 
@@ -23,6 +24,7 @@ from rayzyme.errors import InsufficientSpace
 from rayzyme.jobs.states import JobState
 from rayzyme.jobs.store import JobStore
 from rayzyme.storage.disk import atomic_file
+from rayzyme.storage.run_folders import RunFolders, Space
 from rayzyme_serve.cli.main import app
 
 DAY = 86400.0
@@ -106,6 +108,24 @@ def test_a_forged_line_with_a_digest_of_its_own_breaks_the_chain(store: JobStore
     assert first_altered(store.database) == (1, Altered(f"job:{job_id}", 2, told))
 
 
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Where the folders of jobs are."""
+    return tmp_path / "runs"
+
+
+def wrote(runs: Path, *job_ids: str, count: int = 10) -> None:
+    """Have jobs leave something in their folders."""
+    for job_id in job_ids:
+        (runs / job_id / "task" / "1.1").mkdir(parents=True)
+        (runs / job_id / "task" / "1.1" / "output.bundle").write_bytes(b"x" * count)
+
+
+def left(runs: Path) -> list[str]:
+    """Files that are still there."""
+    return sorted(str(path.relative_to(runs)) for path in runs.rglob("*") if path.is_file())
+
+
 def lived(store: JobStore, clock: Clock) -> dict[str, str]:
     """Jobs that ended 40 and 10 days ago, and one that runs."""
     ids = dict(zip(("old", "cancelled", "recent", "running"), store.submit([request()] * 4), strict=True))
@@ -120,18 +140,20 @@ def lived(store: JobStore, clock: Clock) -> dict[str, str]:
 
 
 def test_old_jobs_are_shown_archived_and_removed_with_everything_of_theirs(
-    store: JobStore, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, clock: Clock, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D9"""
     monkeypatch.setattr(administration_module, "_CHUNK", 1)
     ids, database = lived(store, clock), store.database
+    wrote(runs, ids["old"], ids["recent"])  # the other old one never wrote anything
     now = datetime.fromtimestamp(clock.now, UTC)
     before = now - timedelta(days=20)
-    shown = prunable(database, before)
-    assert (shown.jobs, shown.events, shown.first) == (2, 5, shown.last)
+    shown = prunable(database, before, runs)
+    assert (shown.jobs, shown.events, shown.first, shown.space) == (2, 5, shown.last, Space(1, 10))
     story = {name: store.events(ids[name]) for name in ids}
-    removed, file = prune(database, before, tmp_path / "archive", now)
+    removed, file = prune(database, before, tmp_path / "archive", runs, now)
     assert removed == shown
+    assert left(runs) == [f"{ids['recent']}/task/1.1/output.bundle"]
     assert file is not None
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(line["subject"], line["reason"]) for line in lines] == [
@@ -150,17 +172,15 @@ def test_old_jobs_are_shown_archived_and_removed_with_everything_of_theirs(
     assert first_altered(database)[1] is None
     with pytest.raises(Exception, match="only ever added to"), database.begin() as connection:
         connection.execute(text(f"DELETE FROM {'rayzyme.' if database.schema else ''}job_event"))
-    assert prune(database, before, tmp_path / "archive", now) == (
-        administration_module.Prunable(0, 0, None, None),
-        None,
-    )
+    nothing = administration_module.Prunable(0, 0, None, None, Space())
+    assert prune(database, before, tmp_path / "archive", runs, now) == (nothing, None)
 
 
 def test_nothing_goes_that_could_not_be_archived(
-    store: JobStore, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, clock: Clock, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D9"""
-    lived(store, clock)
+    wrote(runs, *lived(store, clock).values())
     now = datetime.fromtimestamp(clock.now, UTC)
 
     def full(_: Path) -> None:
@@ -168,15 +188,16 @@ def test_nothing_goes_that_could_not_be_archived(
 
     monkeypatch.setattr(administration_module, "atomic_file", full)
     with pytest.raises(InsufficientSpace):
-        prune(store.database, now, tmp_path, now)
-    assert len(store.records()) == 4
+        prune(store.database, now, tmp_path, runs, now)
+    assert len(store.records()) == len(left(runs)) == 4
 
 
 def test_a_job_whose_story_went_on_after_the_archive_was_written_stays(
-    store: JobStore, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, clock: Clock, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D9"""
     ids = lived(store, clock)
+    wrote(runs, *ids.values())
 
     @contextmanager
     def written_to_meanwhile(path: Path) -> Iterator[IO[bytes]]:
@@ -186,10 +207,78 @@ def test_a_job_whose_story_went_on_after_the_archive_was_written_stays(
 
     monkeypatch.setattr(administration_module, "atomic_file", written_to_meanwhile)
     now = datetime.fromtimestamp(clock.now, UTC)
-    prune(store.database, now, tmp_path, now)
-    assert {record.job.job_id for record in store.records()} == {ids["old"], ids["running"]}
+    prune(store.database, now, tmp_path, runs, now)
+    kept = {ids["old"], ids["running"]}
+    assert {record.job.job_id for record in store.records()} == {file.partition("/")[0] for file in left(runs)} == kept
     assert store.events(ids["old"])[-1].reason == "a late remark"
     assert first_altered(store.database)[1] is None
+
+
+def test_a_folder_stays_where_its_job_could_not_be_removed(
+    store: JobStore, clock: Clock, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D9"""
+    ids = lived(store, clock)
+    wrote(runs, *ids.values())
+
+    @contextmanager
+    def interrupted(database: Database) -> Iterator[Connection]:
+        with Database.begin(database) as connection:
+            yield connection
+            raise KeyboardInterrupt
+
+    now = datetime.fromtimestamp(clock.now, UTC)
+    monkeypatch.setattr(store.database, "begin", lambda: interrupted(store.database))
+    with pytest.raises(KeyboardInterrupt):
+        prune(store.database, now, tmp_path, runs, now)
+    assert len(store.records()) == 4
+    assert {file.partition("/")[0] for file in left(runs)} == set(ids.values())
+
+
+@pytest.mark.parametrize("moment", ["before the commit", "after the commit"])
+def test_what_a_killed_process_left_goes_the_next_time(
+    store: JobStore, clock: Clock, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """D9"""
+    ids = lived(store, clock)
+    wrote(runs, *ids.values())
+    now = datetime.fromtimestamp(clock.now, UTC)
+    old = [ids[name] for name in ("old", "cancelled", "recent")]
+    if moment == "before the commit":
+        with RunFolders(runs).putting_aside() as put_aside:
+            put_aside(old)
+        wrote(runs, old[0])  # by a late attempt
+    else:
+        monkeypatch.setattr(RunFolders, "remove", lambda _: Space())
+        prune(store.database, now, tmp_path, runs, now)
+        monkeypatch.undo()
+    assert len(left(runs)) >= 4
+    removed, _ = prune(store.database, now, tmp_path, runs, now)
+    assert removed.space == (Space(4, 40) if moment == "before the commit" else Space(3, 30))
+    assert [record.job.job_id for record in store.records()] == [ids["running"]]
+    assert left(runs) == [f"{ids['running']}/task/1.1/output.bundle"]
+
+
+def test_a_folder_that_cannot_be_removed_is_told_and_keeps_no_other(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """D9"""
+    folders = RunFolders(runs)
+    wrote(runs, "job_1", "job_2")
+    with folders.putting_aside() as put_aside:
+        put_aside(["job_1", "job_2", "job_3"])
+    unlink = os.unlink
+
+    def refused(path: str, **options: Any) -> None:
+        if "job_1" in str(Path(f"/proc/self/fd/{options['dir_fd']}").readlink()):
+            raise PermissionError(f"{path} is busy")
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refused)
+        assert folders.remove() == Space(1, 10)
+    assert "output.bundle of a job that is gone could not be removed" in caplog.text
+    assert folders.remove() == Space(1, 10)
 
 
 def test_the_command_checks_verifies_and_removes(home: Path) -> None:
@@ -199,13 +288,16 @@ def test_the_command_checks_verifies_and_removes(home: Path) -> None:
         clock = Clock(Clock().now - 200 * DAY)
         store = JobStore(database, clock=clock)
         ids = lived(store, clock)
+        wrote(home / "runs", *ids.values())
         assert run(app, ["--output", "json", "db", "upgrade"]).exit_code == 0
         assert json.loads(run(app, ["--output", "json", "db", "check"]).stdout)["differences"] == []
         shown = json.loads(run(app, ["--output", "json", "db", "prune", "--days", "0"]).stdout)
         assert (shown["jobs"], shown["removed"], shown["archive"]) == (3, False, None)
-        assert len(store.records()) == 4
+        assert (shown["folders"], shown["bytes"]) == (3, 30)
+        assert len(store.records()) == len(left(home / "runs")) == 4
         removed = json.loads(run(app, ["--output", "json", "db", "prune", "--days", "0", "--yes"]).stdout)
         assert (removed["jobs"], Path(removed["archive"]).parent) == (3, home / "archive")
+        assert (removed["folders"], removed["bytes"], len(left(home / "runs"))) == (3, 30, 1)
         assert [record.job.job_id for record in store.records()] == [ids["running"]]
         assert json.loads(run(app, ["--output", "json", "db", "verify"]).stdout)["altered"] is None
         forge(database, "UPDATE job_event SET reason = 'forged' WHERE seq = 2")

@@ -89,10 +89,16 @@ def test_the_expected_start_lies_between_room_now_and_everybody_else_first() -> 
     assert "expected to start between 2027-01-15T08:01:40.000Z and 2027-01-15T08:05:00.000Z" in why(made, 6).to_text()
 
 
+def test_an_estimate_counts_where_no_job_of_the_kind_was_recorded() -> None:
+    """D22, D51"""
+    made = machine(queued(1, job_type="new", estimated_seconds=40.0), queued(2), slots=1)
+    assert why(made, 2).expected_start == (NOON + 40, NOON + 40)
+
+
 def test_a_job_with_a_next_try_tells_when() -> None:
     """D16, D17, D51"""
     made = machine(queued(1))
-    made.handle(Lost("job_1", "gone"), NOON)
+    made.handle(Lost("job_1", 1, "gone"), NOON)
     explanation = why(made, 1)
     assert explanation.position is None
     assert explanation.next_try_at == made.next_wake(NOON)

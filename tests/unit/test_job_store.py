@@ -22,10 +22,12 @@ from rayzyme.errors import DatabaseError, IdempotencyConflict, QuotaExceeded, Un
 from rayzyme.jobs.applying import Batch, Rules
 from rayzyme.jobs.group_commit import GroupCommit
 from rayzyme.jobs.job import JobRequest, TaskPriority
+from rayzyme.jobs.role import SETTINGS, process_identity
 from rayzyme.jobs.scheduling_config import OwnerQuota, SchedulingConfig
 from rayzyme.jobs.states import JobState
 from rayzyme.jobs.store import JobStore
 from rayzyme.jobs.submitting import Call, check_request
+from rayzyme.workflows import WorkflowResult
 
 PASSWORD = "planted-secret"
 
@@ -47,6 +49,7 @@ def test_what_is_submitted_is_read_back(store: JobStore, clock: Clock) -> None:
     asked = request(
         "fold", "ada", job_type="screening", priority=TaskPriority.HIGH, task_count=3, needs={SLOT: 1.0, "gpu": 2.0, "cpu": 0.0},
         metadata={"deadline": "2027-01-20T12:00:00+01:00", "note": "grüße"}, max_site_faults=2, is_durable=False,
+        estimated_seconds=90,
         spec={"tasks": [{"x": 1.5}], "b": None, "a": "\0"},
     )  # fmt: skip
     (job_id,) = store.submit([asked])
@@ -57,6 +60,7 @@ def test_what_is_submitted_is_read_back(store: JobStore, clock: Clock) -> None:
     assert (job.name, job.owner, job.kind, job.job_type) == ("fold", "ada", "workflow", "screening")
     assert (job.priority, job.state, job.attempt, job.task_count) == (TaskPriority.HIGH, JobState.QUEUED, 0, 3)
     assert (job.submitted_at, job.needs, job.max_site_faults) == (clock.now, {SLOT: 1.0, "gpu": 2.0}, 2)
+    assert job.estimated_seconds == 90.0
     assert job.deadline == datetime(2027, 1, 20, 11, tzinfo=UTC).timestamp()
     assert store.live_jobs() == [job]
     assert store.specs([job_id, "job_absent"]) == {job_id: asked.spec}
@@ -109,6 +113,7 @@ def test_a_job_is_told_as_a_dictionary(store: JobStore, clock: Clock) -> None:
         ({"needs": {"gpu": float("nan")}}, "needs: gpu must be a finite amount"),
         ({"needs": {"gpu": -1}}, "needs: gpu must be"),
         ({"task_count": 0}, "task_count must be at least 1"),
+        ({"estimated_seconds": float("nan")}, "estimated_seconds must be"),
         ({"max_site_faults": 1.5}, "max_site_faults must be a whole number"),
         ({"idempotency_key": ""}, "idempotency_key must be"),
     ],
@@ -349,6 +354,46 @@ def test_events_tell_the_story_and_continue_where_one_left_off(store: JobStore) 
     assert first_altered(store.database) == (4, None)
     with pytest.raises(ValueError, match=r"use JobStore\.note"), store.database.begin() as connection:
         record_event(connection, f"job:{job_id}", "behind the store's back")
+
+
+def test_the_quotas_of_the_scheduler_count_before_those_of_the_program(store: JobStore, clock: Clock) -> None:
+    """D50: as long as a scheduler lives; for what is tried again too"""
+    (ended,) = store.submit([request(owner="ada")])
+    store.apply([start(ended)], capacity=ROOM)
+    store.apply([finish(ended)])
+    quotas = {"default": {"queued": 5}, "users": {"ada": {"queued": 1}}}
+    store.take_role(process_identity(), {SETTINGS: {"quotas": quotas}}, lambda _: False)
+    lax, strict = SchedulingConfig(), SchedulingConfig(default_quota=OwnerQuota(queued=1))
+    store.submit([request(owner="bob")] * 5, quotas=strict)
+    store.submit([request(owner="ada")], quotas=lax)
+    for own in (lax, None):
+        with pytest.raises(QuotaExceeded, match="ada has 1 queued jobs and may have 1: 1 more"):
+            store.submit([request(owner="ada")], quotas=own)
+    with pytest.raises(QuotaExceeded):
+        store.submit_again(ended)
+    clock.now += 31.0
+    store.submit([request(owner="ada")], quotas=lax)
+    with pytest.raises(QuotaExceeded):
+        store.submit([request(owner="cy")] * 2, quotas=strict)
+
+
+def test_a_job_that_is_tried_again_took_from_its_first_begin_to_its_end(store: JobStore, clock: Clock) -> None:
+    """D34, D36, D55"""
+    (job_id,) = store.submit([request()])
+    clock.now += 2.0
+    store.apply([start(job_id)], capacity=ROOM)
+    clock.now += 10.0
+    store.apply([change(job_id, JobState.QUEUED, release=True)])
+    clock.now += 5.0
+    waiting = store.record(job_id).to_dict()
+    assert (waiting["status"], waiting["wait_time"], waiting["execution_time"]) == ("queued", 2.0, 15.0)
+    store.apply([start(job_id, 2)], capacity=ROOM)
+    clock.now += 3.0
+    store.apply([finish(job_id, 2)])
+    told = store.record(job_id).to_dict()
+    assert (told["wait_time"], told["execution_time"], told["total_time"]) == (2.0, 18.0, 20.0)
+    ((record, tasks),) = store.records_with_tasks([job_id]).values()
+    assert WorkflowResult.from_records(record, tasks).duration == 18.0
 
 
 def test_what_is_known_of_a_cluster_is_kept(store: JobStore) -> None:

@@ -9,9 +9,11 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import select
 from tests.support.job_samples import Clock
 
 from rayzyme.database import open_database
+from rayzyme.database.tables import JobEvent
 from rayzyme.jobs.role import ProcessIdentity, is_provably_gone, process_identity
 from rayzyme.jobs.store import JobStore
 
@@ -91,6 +93,24 @@ def test_a_wish_to_stop_is_for_a_scheduler_that_lives(store: JobStore, clock: Cl
     assert not store.request_stop()
     store.take_role(ONE, {}, alive)
     assert not store.stop_requested()
+
+
+def test_what_the_scheduler_tells_of_itself_is_its_own_and_outlives_it(store: JobStore) -> None:
+    """D12, D15, D40"""
+    assert store.last_role_info() == {}
+    first = store.take_role(ONE, {"limit": 1}, alive)
+    assert first is not None
+    assert store.describe_role(first, {"limit": 2})
+    assert store.describe_role(first, {"limit": 2})
+    with store.database.read() as connection:
+        reasons = connection.execute(select(JobEvent.reason).order_by(JobEvent.id)).scalars().all()
+    assert reasons == ["took the role", "was told other settings"]
+    second = store.take_role(TWO, {"limit": 3}, gone)
+    assert second is not None
+    assert not store.describe_role(first, {"limit": 4})
+    store.release_role(second)
+    assert store.role() is None
+    assert store.last_role_info() == {"limit": 3}
 
 
 def test_a_process_is_gone_only_where_that_can_be_seen() -> None:

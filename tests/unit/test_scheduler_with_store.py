@@ -444,3 +444,15 @@ def test_a_job_that_somebody_else_began_is_not_begun_again(together: SchedulerWi
     together.step()
     assert together.runner.orders == {}
     assert together.scheduler.machine.jobs[waiting.job_id] == together.store.job(waiting.job_id)
+
+
+def test_the_loss_of_an_attempt_does_not_end_the_next_one(together: SchedulerWithStore) -> None:
+    """D14, D17: that a runner was lost, and that its job runs elsewhere since, is read in one look"""
+    together.lose_runner()
+    ghost = together.ghosts.pop()
+    together.commit(ghost, JobState.QUEUED)
+    together.store.apply([start(ghost.job_id, 2, acquire=GPU, lease_owner="elsewhere")], capacity=together.limits)
+    together.step()
+    job = together.store.job(ghost.job_id)
+    assert (job.state, job.attempt, job.site_faults) == (JobState.RUNNING, 2, 0)
+    assert together.scheduler.machine.jobs[ghost.job_id] == job

@@ -179,9 +179,9 @@ def test_a_lost_job_is_tried_again_after_a_while() -> None:
     """D17"""
     driven = Driven()
     driven.queue(queued(1))
-    (requeue,) = driven.handle(Lost("job_1", "node b2 is gone"), 100)
+    (requeue,) = driven.handle(Lost("job_1", 1, "node b2 is gone"), 100)
     assert isinstance(requeue, Requeue)
-    assert (requeue.reason, requeue.site_faults) == ("node b2 is gone", 1)
+    assert (requeue.attempt, requeue.reason, requeue.site_faults) == (1, "node b2 is gone", 1)
     assert NOON + 104 <= requeue.not_before <= NOON + 106
     assert driven.machine.next_wake(NOON + 100) == requeue.not_before
     assert driven.handle(Tick(), 106) == [Start("job_1", 2, {SLOT: 1.0})]
@@ -192,13 +192,13 @@ def test_a_job_that_lost_its_worker_five_times_fails() -> None:
     driven = Driven()
     driven.queue(queued(1), queued(2, submitted_at=NOON + 9999))
     now, told = 0.0, []
-    for _ in range(5):
-        told += driven.handle(Lost("job_1", "the runner died"), now)
+    for attempt in range(1, 6):
+        told += driven.handle(Lost("job_1", attempt, "the runner died"), now)
         now += 1000
         told += driven.handle(Finished("job_2", COMPLETED, 1.0), now)
     assert [type(command) for command in told].count(Requeue) == 4
     (failed,) = [command for command in told if isinstance(command, Fail)]
-    assert (failed.job_id, failed.error_class) == ("job_1", "WorkerLost")
+    assert (failed.job_id, failed.attempt, failed.error_class) == ("job_1", 5, "WorkerLost")
     assert "lost its worker 5 times" in failed.message
     assert "the runner died" in failed.message
 
@@ -208,9 +208,18 @@ def test_a_lost_job_whose_user_cancelled_it_is_not_tried_again() -> None:
     driven = Driven()
     driven.queue(queued(1))
     driven.handle(CancelRequested("job_1"))
-    requeue, cancel = driven.handle(Lost("job_1", "the runner died"))
+    requeue, cancel = driven.handle(Lost("job_1", 1, "the runner died"))
     assert isinstance(requeue, Requeue)
     assert cancel == Cancel("job_1")
+
+
+def test_the_loss_of_an_older_attempt_does_not_touch_the_one_that_runs() -> None:
+    """D14, D17"""
+    driven = Driven()
+    driven.queue(queued(1))
+    driven.handle(Queued([replace(queued(1), state=RUNNING, attempt=2, version=9)]))
+    assert driven.handle(Lost("job_1", 1, "its runner is gone")) == []
+    assert driven.machine.jobs["job_1"].state is RUNNING
 
 
 def test_late_news_of_jobs_that_are_over_change_nothing() -> None:
@@ -218,7 +227,7 @@ def test_late_news_of_jobs_that_are_over_change_nothing() -> None:
     driven = Driven()
     late = [
         Finished("job_9", COMPLETED, 1.0),
-        Lost("job_9", ""),
+        Lost("job_9", 1, ""),
         CancelRequested("job_9"),
         Held("job_9"),
         Unheld("job_9"),

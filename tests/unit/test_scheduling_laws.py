@@ -109,8 +109,9 @@ class Book:
                 )
                 self.usage.begin(job_id, job.owner, self.config.needs(job), self.now)
                 assert all(left >= 0 or name in CLUSTER for name, left in self.free().items())
-            case Requeue(job_id, _, not_before, site_faults):
+            case Requeue(job_id, attempt, _, not_before, site_faults):
                 job = self.running.pop(job_id)
+                assert attempt == job.attempt
                 self.usage.end(job_id, self.now)
                 self.queue[job_id] = replace(job, state=JobState.QUEUED, not_before=not_before, site_faults=site_faults)
             case Cancel(job_id):
@@ -175,6 +176,7 @@ def job_from(number: int, choice: int, now: float) -> Job:
         submitted_at=now - choice % 7 * 300.0,
         deadline=NOON + choice if choice % 5 else None,
         not_before=now + 50.0 if choice % 11 == 0 else None,
+        estimated_seconds=choice % 13 * 100.0 if choice % 4 == 0 else None,
         needs={SLOT: 1.0, **SHAPES[choice // 16 % len(SHAPES)]},
     )
 
@@ -222,7 +224,8 @@ class Drive:
             book.finish(job_id, float(choice))
             self.tell(Finished(job_id, JobState.COMPLETED, float(choice)))
         elif what == "lose" and running:
-            self.tell(Lost(running[choice % len(running)], "lost"))
+            lost = book.running[running[choice % len(running)]]
+            self.tell(Lost(lost.job_id, lost.attempt, "lost"))
         elif what == "wait":
             book.now += choice * 10.0
             self.tell(Tick())

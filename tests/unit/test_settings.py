@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,23 @@ def test_all_faults_come_at_once_with_the_nearest_name(tmp_path: Path) -> None:
     assert "tasks.screening.mode: Input should be 'interactive' or 'batched' (got 'fast')" in message
     assert "logging.level: " in message
     assert "resources.memory.reserve_ratio: Input should be less than or equal to 1 (got 1.5)" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        ({"scheduler": {"priority_strategy": "fairshare"}}, "(got 'fairshare'); did you mean 'fair_share'?"),
+        ({"logging": {"level": "warn"}}, "(got 'warn'); did you mean 'WARNING'?"),
+        ({"scheduler": {"priority_strategy": "quickest"}}, "(got 'quickest')"),
+        ({"device": "CPU"}, "(got 'CPU'); did you mean 'cpu'?"),
+        ({"device": 3}, "(got 3)"),
+    ],
+)
+def test_of_a_closed_set_of_words_the_nearest_is_told(overrides: dict[str, Any], fault: str) -> None:
+    """D41, D73"""
+    with pytest.raises(ValidationError) as caught:
+        load_settings(overrides=overrides)
+    assert str(caught.value).endswith(fault)
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.workflow_runs import planned
 from tests.support.workflow_tasks import IMPORTABLE, Join, PlainClass, another_key, answer, double
 
-from rayzyme.errors import DeviceUnavailable, InvalidInput, NotFound, ResourceError, TaskNotSendable
-from rayzyme.workflows import FunctionTask, PlanChange, Task, TaskConfig, Workflow, WorkflowBuilder, get_registry
-from rayzyme.workflows.plan import check_possible, plan_needs
+from rayzyme.errors import DeviceUnavailable, InvalidInput, NotFound, ResourceError, TaskNotSendable, ValidationError
+from rayzyme.workflows import (
+    FunctionTask,
+    PlanChange,
+    Task,
+    TaskConfig,
+    Workflow,
+    WorkflowBuilder,
+    WorkflowConfig,
+    get_registry,
+)
+from rayzyme.workflows.plan import Plan, PlannedTask, check_possible, plan_needs, plan_seconds
 from rayzyme.workflows.specs import change_document, load_task, plan_from_spec, task_document, to_spec
 
 TESTS = "workflow_tasks"
@@ -130,17 +142,27 @@ def test_local_arguments_do_not_travel_with_a_transient_task() -> None:
     assert workflow.progress_callbacks() == {"t": lock}
 
 
-@pytest.mark.parametrize("where", ["attribute", "closure", "global"])
+@pytest.mark.parametrize("where", ["attribute", "closure", "global", "parameter", "loop"])
 def test_a_task_that_cannot_be_sent_at_all_is_refused_by_the_attribute_at_fault(where: str) -> None:
     """D29"""
     lock = threading.Lock()
+    looped: dict[str, Any] = {}
+    looped |= {"itself": looped, "lock": lock}
     task = {
         "attribute": Join(TaskConfig("t"), ["a"], folder=lock),  # type: ignore[arg-type]
         "closure": FunctionTask("t", lambda: lock),
         "global": FunctionTask("t", lambda: _LOCK),
+        "parameter": FunctionTask("t", answer, TaskConfig("t", task_params={"top": 1, "screen": {"locks": [0, lock]}})),
+        "loop": Join(TaskConfig("t"), ["a"], folder=looped),  # type: ignore[arg-type]
     }[where]
-    named = {"attribute": "attribute 'folder'", "closure": "variable 'lock'", "global": "global '_LOCK'"}[where]
-    with pytest.raises(TaskNotSendable, match=rf"task 't' .* its .*{named} of type _thread.lock"):
+    named = {
+        "attribute": "its attribute 'folder'",
+        "closure": "its attribute 'func', variable 'lock'",
+        "global": "its attribute 'func', global '_LOCK'",
+        "parameter": "its task_params['screen']['locks'][1]",
+        "loop": "its attribute 'folder'['lock']",
+    }[where]
+    with pytest.raises(TaskNotSendable, match=rf"task 't' .*: {re.escape(named)} of type _thread.lock"):
         to_spec(workflow_of(task), pickle_check=pickle.dumps)
 
 
@@ -232,6 +254,26 @@ def test_a_job_needs_a_slot_and_the_most_that_one_task_asks_for() -> None:
     )
     assert plan_needs(plan) == {"slot:workflow": 1, "gpu": 2, "cpu": 2, "memory_mb": 300, "gpu_memory_mb": 50}
     assert plan_needs(plan_of(TaskConfig("a"))) == {"slot:workflow": 1}
+
+
+def test_a_workflow_takes_as_long_as_its_longest_chain_or_as_its_tasks_shared_out() -> None:
+    """D22"""
+
+    def seconds(most_at_once: int, *tasks: PlannedTask, **config: Any) -> float | None:
+        return plan_seconds(Plan.of(WorkflowConfig("w", **config), list(tasks)), most_at_once)
+
+    a, b, c, d = (
+        replace(planned(name, *after), estimated_seconds=estimate)
+        for name, after, estimate in (("a", (), 10.0), ("b", ("a",), 20.0), ("c", ("a",), 30), ("d", ("b", "c"), 0.5))
+    )
+    assert seconds(4, a, b, c, d) == 40.5
+    assert seconds(1, a, b, c, d) == 60.5
+    assert seconds(4, a, b, c, d, max_parallel_tasks=1) == 60.5
+    silent = planned("silent", "a")
+    assert seconds(4, a, silent) == 70.0
+    assert seconds(4, planned("silent")) is None
+    with pytest.raises(ValidationError, match=r"estimate_duration\(\) of task 'a' must be a number, not 'long'"):
+        seconds(4, replace(a, estimated_seconds="long"))
 
 
 def test_what_the_cluster_can_never_give_is_refused_with_both_figures() -> None:

@@ -23,6 +23,8 @@ def test_there_are_eight_and_an_unknown_name_lists_them() -> None:
     assert set(STRATEGIES) == {"fifo", "lifo", "priority", "sjf", "weighted", "fair_share", "edf", "adaptive"}
     with pytest.raises(ValueError, match=r"'random'.*fifo, lifo, priority, sjf, weighted, fair_share, edf, adaptive"):
         create_priority_strategy("random")
+    with pytest.raises(ValueError, match=r"'fairshare'.*; did you mean 'fair_share'\?$"):
+        create_priority_strategy("fairshare")
 
 
 def test_by_submission_by_priority_and_by_expected_duration() -> None:
@@ -103,6 +105,14 @@ def test_an_unknown_kind_neither_goes_before_the_short_nor_after_the_longest() -
     book = DurationBook([*records("screening", *range(1, 11)), *records("new", 1, 1)])
     assert book.expected_s(queued(0, job_type="new")) == 9
     assert book.expected_s(queued(0, job_type="never seen", task_count=1000)) == 9
+
+
+def test_what_its_submitter_estimates_counts_until_enough_of_its_like_are_recorded() -> None:
+    """D22, D42, D48"""
+    job = queued(0, job_type="new", task_count=1, estimated_seconds=7.0)
+    assert DurationBook().expected_s(job) == 7.0
+    assert DurationBook([*records("screening", 100, 100), *records("new", 30, 30)]).expected_s(job) == 7.0
+    assert DurationBook(records("new", 30, 30, 30)).expected_s(job) == 30.0
 
 
 def test_with_no_records_a_task_takes_a_minute() -> None:

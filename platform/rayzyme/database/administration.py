@@ -1,6 +1,7 @@
 """Looking after the database: is it as the models say, is its audit log as it was written, and what is old enough to go.
 
-Nothing here happens by itself. What is removed is archived first, as JSON lines that are on the disk before a row goes.
+Nothing here happens by itself. What is removed is archived first, as JSON lines that are on the disk before a row goes. With its
+rows goes a job's folder.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from rayzyme.database.database import Database
 from rayzyme.database.events import JOB_SUBJECT, ChainEnd, digest_of, record_event
 from rayzyme.database.tables import AttemptRow, Base, JobEvent, JobItem, JobRow, Lease, Progress, Race, TaskRow
 from rayzyme.storage.disk import atomic_file
+from rayzyme.storage.run_folders import RunFolders, Space
 
 _OldJob = Row[int, str, int]
 """Row number, public id, version."""
@@ -52,12 +54,14 @@ class Prunable:
         events: How many lines of their stories.
         first: When the oldest of them ended; None where there is none.
         last: When the newest of them did.
+        space: What their folders take.
     """
 
     jobs: int
     events: int
     first: datetime | None
     last: datetime | None
+    space: Space
 
 
 def differences(database: Database) -> list[str]:
@@ -97,7 +101,7 @@ def first_altered(database: Database) -> tuple[int, Altered | None]:
         return count, _first_torn(connection, ends)
 
 
-def prunable(database: Database, before: datetime) -> Prunable:
+def prunable(database: Database, before: datetime, runs: Path) -> Prunable:
     """What `prune` would remove."""
     with database.read() as connection:
         jobs, first, last = connection.execute(
@@ -107,18 +111,22 @@ def prunable(database: Database, before: datetime) -> Prunable:
         ).one()
         ids = select(JobRow.id).where(_is_old(before))
         events = connection.execute(select(func.count()).where(JobEvent.job_id.in_(ids), _is_of_a_job())).scalar_one()
-    return Prunable(jobs, events, first, last)
+        public_ids = connection.execute(select(JobRow.public_id).where(_is_old(before))).scalars().all()
+    return Prunable(jobs, events, first, last, RunFolders(runs).space(public_ids))
 
 
 def prune(
-    database: Database, before: datetime, archive: Path, now: datetime | None = None
+    database: Database, before: datetime, archive: Path, runs: Path, now: datetime | None = None
 ) -> tuple[Prunable, Path | None]:
     """Remove jobs that ended before a moment, with everything that belongs to them; their stories are archived first.
+
+    Whenever it is killed, what is left goes the next time, and no job stays whose folder was removed.
 
     Args:
         database: Where.
         before: Jobs that ended earlier go; those that a race still names stay.
         archive: Folder of the archive; made where it is absent.
+        runs: Where the folders of jobs are, each named by the job's id; files that were published are elsewhere, and stay.
         now: The time; None asks the clock.
 
     Returns:
@@ -127,14 +135,16 @@ def prune(
     Raises:
         DatabaseError: The database cannot be used now. What was removed before that is archived.
         InsufficientSpace: The archive cannot be written; nothing was removed.
+        OSError: A folder cannot be moved; its job stays.
     """
+    folders = RunFolders(runs)
     at = now or datetime.now(UTC)
     with database.read() as connection:
         wanted = select(JobRow.id, JobRow.public_id, JobRow.version).where(_is_old(before)).order_by(JobRow.id)
         old = connection.execute(wanted).all()
     if not old:
-        return Prunable(0, 0, None, None), None
-    found = prunable(database, before)
+        return Prunable(0, 0, None, None, folders.remove()), None
+    found = prunable(database, before, runs)
     archive.mkdir(parents=True, exist_ok=True)
     file = archive / f"events-{at.astimezone(UTC):%Y%m%dT%H%M%S%f}Z.jsonl"
     with atomic_file(file) as sink:
@@ -142,12 +152,12 @@ def prune(
             with database.read() as connection:
                 sink.writelines(_line(row) for row in _events_of(connection, [row.id for row in part]))
     for number, part in enumerate(_chunks(old)):
-        with database.begin() as connection:
+        with folders.putting_aside() as put_aside, database.begin() as connection:
             if number == 0:
                 told = {"jobs": found.jobs, "events": found.events, "before": before.isoformat(), "archive": str(file)}
                 record_event(connection, "database", "removed old jobs", data=told, at=at)
-            _remove(connection, part)
-    return found, file
+            put_aside(_remove(connection, part))
+    return replace(found, space=folders.remove()), file
 
 
 def _fault(row: Row[Any], last: ChainEnd) -> str | None:
@@ -192,8 +202,8 @@ def _line(row: Row[Any]) -> bytes:
     return json.dumps(told, sort_keys=True).encode() + b"\n"
 
 
-def _remove(connection: Connection, old: Sequence[_OldJob]) -> None:
-    """Remove those whose stories are still as they were archived."""
+def _remove(connection: Connection, old: Sequence[_OldJob]) -> list[str]:
+    """Remove those whose stories are still as they were archived; gives their ids."""
     present = select(JobRow.id, JobRow.version).where(JobRow.id.in_([row.id for row in old])).with_for_update()
     versions = dict(connection.execute(present).all())
     going = [row for row in old if versions.get(row.id) == row.version]
@@ -205,6 +215,7 @@ def _remove(connection: Connection, old: Sequence[_OldJob]) -> None:
     with _unprotected_events(connection):
         connection.execute(delete(JobEvent).where(JobEvent.job_id.in_(ids), _is_of_a_job()))
     connection.execute(delete(JobRow).where(JobRow.id.in_(ids)))
+    return public_ids
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from rayzyme.storage.disk import flush_to_disk, sole_owner
 if TYPE_CHECKING:
     from rayzyme.settings import Settings
 
-SCHEMA_VERSION = "0002"
+SCHEMA_VERSION = "0003"
 """Revision of the newest migration; a test holds the two together."""
 
 _BUSY_TIMEOUT_S = 30

@@ -39,6 +39,7 @@ class JobRow(Base):
         status: The word for `state` that other programs read.
         batch_id: As its submitter gave it; no row of `batch` need have it.
         needs: What must be free for it to start, by resource.
+        estimated_seconds: How long it is likely to take, by what its submitter knows.
         queued_at: When it was last put into the queue.
         is_durable: Whether `spec` suffices to run it in another process.
         retry_of: Public id of the job that it repeats.
@@ -75,6 +76,7 @@ class JobRow(Base):
     needs: Mapped[dict[str, Any] | None]
     priority: Mapped[int] = mapped_column(SmallInteger, server_default="1")
     task_count: Mapped[int] = mapped_column(Integer, server_default="1")
+    estimated_seconds: Mapped[float | None]
     max_memory_gb: Mapped[float | None]
     max_cores: Mapped[int | None] = mapped_column(Integer)
     cluster: Mapped[str | None] = mapped_column(String(128))

@@ -38,6 +38,7 @@ _LOCKED_JOBS: Final[Select[Any]] = (
     .order_by(JOB.c.id)
     .with_for_update()
 )
+_LOCKED_SPECS: Final[Select[Any]] = _LOCKED_JOBS.add_columns(JOB.c.spec)
 _TASK_STATES: Final = select(TASK.c.job_id, TASK.c.name, TASK.c.attempt, TASK.c.state).where(
     TASK.c.job_id.in_(bindparam("rows", expanding=True)), TASK.c.name.in_(bindparam("names", expanding=True))
 )
@@ -72,6 +73,7 @@ class _Standing:
     job: Job
     row_id: int
     queued_at: datetime | None
+    spec: Mapping[str, Any] | None
     columns: dict[str, Any] = field(default_factory=dict)
 
 
@@ -89,7 +91,9 @@ class Batch:
         self._attempt_rows: dict[tuple[int, str, int], dict[str, Any]] = {}
         self._starts: dict[str, dict[str, Any]] = {}
         self._charges = UsageCharges()
-        self._read_jobs({change.job_id for change in changes})
+        # What a job is made of never changes, and whoever starts it needs it.
+        begins = any(change.new_attempt is not None for change in changes)
+        self._read_jobs({change.job_id for change in changes}, _LOCKED_SPECS if begins else _LOCKED_JOBS)
         self._read_tasks(changes)
         self._leases = self._open_leases(changes)
 
@@ -104,7 +108,7 @@ class Batch:
                 self._tell(standing, change, LATE_RESULT, {**_told(change), "refused": why, "attempt": change.attempt})
             return Applied(standing.job, False, why)
         self._carry_out(standing, change)
-        return Applied(standing.job, True)
+        return Applied(standing.job, True, spec=None if change.new_attempt is None else standing.spec or {})
 
     def write(self) -> dict[str, int]:
         """Write everything; the largest token of each job that acquired something."""
@@ -132,11 +136,11 @@ class Batch:
 
     # Reading.
 
-    def _read_jobs(self, job_ids: set[str]) -> None:
+    def _read_jobs(self, job_ids: set[str], wanted: Select[Any]) -> None:
         for part in chunks(sorted(job_ids)):
-            for row in self._connection.execute(_LOCKED_JOBS, {"ids": part}):
+            for row in self._connection.execute(wanted, {"ids": part}):
                 job = job_of(row)
-                self._standings[job.job_id] = _Standing(job, row.id, row.queued_at)
+                self._standings[job.job_id] = _Standing(job, row.id, row.queued_at, row._mapping.get("spec"))
                 self._ends[JOB_SUBJECT + job.job_id] = ChainEnd(job.version, row.event_digest)
 
     def _read_tasks(self, changes: Sequence[Change]) -> None:

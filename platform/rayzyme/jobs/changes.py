@@ -118,12 +118,14 @@ class Applied:
         accepted: Whether it was written.
         why: Why not, in words; empty where it was.
         token: The largest token of the leases that it acquired; None where it acquired none.
+        spec: What the job is made of, where an attempt of it begins.
     """
 
     job: Job | None
     accepted: bool
     why: str = ""
     token: int | None = None
+    spec: Mapping[str, Any] | None = None
 
 
 def _check_names(whose: str, what: str, given: Mapping[str, Any], known: frozenset[str] | tuple[str, ...]) -> None:

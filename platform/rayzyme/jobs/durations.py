@@ -1,4 +1,4 @@
-"""How long a job is likely to take: the median of what jobs like it took."""
+"""How long a job is likely to take: the median of what jobs like it took, else what its submitter estimates."""
 
 from __future__ import annotations
 
@@ -70,17 +70,17 @@ class DurationBook:
         self._add(self.likeness(job), seconds)
 
     def likeness(self, job: Job) -> Hashable:
-        """Jobs with the same have the same expected duration, unless nothing is recorded at all."""
+        """Jobs with the same have the same expected duration, once that is known."""
         return job.kind, job.job_type, size_class(job.task_count)
 
     def expected_s(self, job: Job) -> float:
         """Seconds that a job is likely to take.
 
-        With at least `NEEDED_RECORDS` of its like, the median of the last `KEPT_RECORDS`. Otherwise the 90th percentile of
-        everything: it goes neither before the jobs known to be short nor after those known to be the longest. With no
-        records at all, a minute for each of its tasks.
+        With at least `NEEDED_RECORDS` of its like, the median of the last `KEPT_RECORDS`. Otherwise its submitter's estimate, and
+        without one the 90th percentile of everything: it goes neither before the jobs known to be short nor after those known
+        to be the longest. With no records at all, a minute for each of its tasks.
         """
-        known = self._medians.get(self.likeness(job))
+        known = self._medians.get(self.likeness(job), job.estimated_seconds)
         if known is not None:
             return known
         if self._all:

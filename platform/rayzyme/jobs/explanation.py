@@ -78,8 +78,13 @@ class Explanation:
     sentences: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self) | {"state": self.state.value}
+        """As JSON, times in ISO 8601."""
+        start = self.expected_start
+        return asdict(self) | {
+            "state": self.state.value,
+            "next_try_at": None if self.next_try_at is None else _time(self.next_try_at),
+            "expected_start": None if start is None else [_time(moment) for moment in start],
+        }
 
     def to_text(self) -> str:
         """For people, one sentence a line."""

@@ -48,6 +48,7 @@ class Job:
         site_faults: How often it lost its runner.
         max_site_faults: At that many it fails.
         version: Grows with every change.
+        estimated_seconds: How long it is likely to take, by what its submitter knows.
     """
 
     job_id: str
@@ -70,6 +71,7 @@ class Job:
     site_faults: int = 0
     max_site_faults: int = 5
     version: int = 0
+    estimated_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class JobRequest:
         idempotency_key: The same key of the same owner is the same job.
         max_site_faults: Lost runners after which it fails.
         retry_of: The job that this one repeats.
+        estimated_seconds: How long it is likely to take; None where nobody can say.
     """
 
     name: str
@@ -105,3 +108,4 @@ class JobRequest:
     idempotency_key: str | None = None
     max_site_faults: int = 5
     retry_of: str | None = None
+    estimated_seconds: float | None = None

@@ -33,7 +33,7 @@ class JobRecord:
         error_message: In words.
         fault: Whose: `site` or `job`.
         created_at: When it was accepted.
-        started_at: When its newest attempt began.
+        started_at: When its first attempt began; what later ones had still to do is less than the job.
         completed_at: When it came to its end.
         read_at: When this was read; times of what goes on count up to here.
         retry_of: The job that it repeats.

@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+SETTINGS: Final = "settings"
+"""Under which the scheduler tells, with its role, the sections of the settings that it works by."""
 
 _PROC = Path("/proc")
 # Of the fields after the command's name, which may hold anything, the state is the first.
@@ -67,9 +70,17 @@ class RoleHolder:
 
 def process_identity() -> ProcessIdentity:
     """This process."""
-    stat = _stat("self")
-    assert stat is not None, "a process sees itself"
-    return ProcessIdentity(_boot_id(), _pid_namespace(), os.getpid(), int(stat[_START_FIELD]), socket.gethostname())
+    own = identity_of(os.getpid())
+    assert own is not None, "a process sees itself"
+    return own
+
+
+def identity_of(pid: int) -> ProcessIdentity | None:
+    """A process beside this one, by its number here; None where there is none."""
+    stat = _stat(str(pid))
+    if stat is None:
+        return None
+    return ProcessIdentity(_boot_id(), _pid_namespace(), pid, int(stat[_START_FIELD]), socket.gethostname())
 
 
 def is_provably_gone(identity: ProcessIdentity) -> bool:

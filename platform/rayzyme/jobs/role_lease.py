@@ -19,6 +19,7 @@ _LIVE_TOKEN: Final = (
     .where(Lease.resource == SCHEDULER, Lease.token == bindparam("token"), Lease.expires_at > bindparam("now"))
     .with_for_update(read=True)
 )
+_NO_WISH: Final = {"stop_requested_at": None, "stop_requested_by": None}
 _PRESENT: Final = (
     select(RoleRow.identity, RoleRow.info, Lease.token, Lease.expires_at)
     .join(Lease, Lease.token == RoleRow.token)
@@ -48,7 +49,7 @@ def take(
     role: dict[str, Any] = {"token": token, "identity": identity.to_dict(), "info": dict(info)}
     if not is_live:
         # A wish that it ends is meant for a scheduler that lives, and for the one that takes over when that one is killed.
-        role |= {"stop_requested_at": None, "stop_requested_by": None}
+        role |= _NO_WISH
     if connection.execute(update(RoleRow).where(RoleRow.name == SCHEDULER).values(role)).rowcount == 0:
         connection.execute(insert(RoleRow).values(name=SCHEDULER, **role))
     return token
@@ -67,7 +68,8 @@ def renew(connection: Connection, token: int, expires_at: datetime) -> bool:
 
 def release(connection: Connection, token: int) -> None:
     """Give it back; nothing happens where it is somebody else's. What its holder told of itself stays readable."""
-    connection.execute(delete(Lease).where(Lease.resource == SCHEDULER, Lease.token == token))
+    if connection.execute(delete(Lease).where(Lease.resource == SCHEDULER, Lease.token == token)).rowcount:
+        connection.execute(update(RoleRow).where(RoleRow.name == SCHEDULER).values(_NO_WISH))
 
 
 def describe(connection: Connection, token: int, info: Mapping[str, Any]) -> bool | None:

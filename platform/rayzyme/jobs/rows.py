@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, Table
+from sqlalchemy import ColumnElement, Row, Table, func, select
 
 from rayzyme.database.tables import AttemptRow, JobEvent, JobRow, TaskRow
 from rayzyme.jobs.job import Job, TaskPriority
@@ -34,13 +34,23 @@ JOB_COLUMNS: Final = _named(
     JOB,
     "id", "public_id", "name", "owner", "kind", "job_type", "priority", "state", "attempt", "submission_time", "task_count",
     "needs", "not_before", "deadline", "started_at", "is_held", "cancel_requested_at", "site_faults", "max_site_faults",
-    "version",
+    "version", "estimated_seconds",
 )  # fmt: skip
-RECORD_COLUMNS: Final = JOB_COLUMNS + _named(
-    JOB,
-    "metadata", "parameters", "result", "progress", "error_class", "error_message", "fault", "completion_time", "retry_of",
-    "is_durable",
-)  # fmt: skip
+_FIRST_BEGAN: Final = (
+    select(ATTEMPT.c.started_at)
+    .where(ATTEMPT.c.job_id == JOB.c.id, ATTEMPT.c.task == "", ATTEMPT.c.number == 1)
+    .scalar_subquery()
+)
+RECORD_COLUMNS: Final = [
+    *JOB_COLUMNS,
+    *_named(
+        JOB,
+        "metadata", "parameters", "result", "progress", "error_class", "error_message", "fault", "completion_time", "retry_of",
+        "is_durable",
+    ),
+    # Rows that other programs wrote have no attempts.
+    func.coalesce(_FIRST_BEGAN, JOB.c.started_at).label("first_started_at"),
+]  # fmt: skip
 _HOP_COLUMNS: Final = _named(ATTEMPT, "started_at", "computed_at", "committed_at")
 TASK_COLUMNS: Final = [*(column for column in TASK.c if column.name not in ("job_id", "position")), *_HOP_COLUMNS]
 ATTEMPT_COLUMNS: Final = [column for column in ATTEMPT.c if column.name not in ("id", "job_id")]
@@ -61,12 +71,12 @@ def job_of(row: Row[Any]) -> Job:
     """A row of `JOB_COLUMNS`."""
     (
         sequence, job_id, name, owner, kind, job_type, priority, state, attempt, submitted, task_count, needs, not_before,
-        deadline, started, is_held, cancel_requested, site_faults, max_site_faults, version, *_,
+        deadline, started, is_held, cancel_requested, site_faults, max_site_faults, version, estimated_seconds, *_,
     ) = tuple(row)  # fmt: skip
     return Job(
         job_id, sequence, name, owner, kind, job_type or "", TaskPriority(priority), JobState(state), attempt,
         submitted.timestamp(), task_count, needs or {}, seconds(not_before), seconds(deadline), seconds(started), is_held,
-        cancel_requested is not None, site_faults, max_site_faults, version,
+        cancel_requested is not None, site_faults, max_site_faults, version, estimated_seconds,
     )  # fmt: skip
 
 
@@ -83,7 +93,7 @@ def record_of(row: Row[Any], read_at: datetime) -> JobRecord:
         error_class=row.error_class,
         error_message=row.error_message,
         fault=row.fault,
-        started_at=row.started_at,
+        started_at=row.first_started_at,
         completed_at=row.completion_time,
         retry_of=row.retry_of,
         is_durable=row.is_durable,

@@ -61,6 +61,7 @@ class SchedulerMachine:
         now: float,
         usage: UsageBook | None = None,
         durations: DurationBook | None = None,
+        starts_jobs: bool = True,
     ) -> None:
         """Begin with no jobs, and of the capacity with nothing but the slots.
 
@@ -69,7 +70,9 @@ class SchedulerMachine:
             now: The time, in seconds since 1970; it never goes back afterwards.
             usage: What owners used before; kept up from now on.
             durations: How long jobs took before; kept up from now on.
+            starts_jobs: False only looks on, to explain what one that starts them would do.
         """
+        self._starts_jobs = starts_jobs
         self._now = now
         self._usage = UsageBook(config.half_life) if usage is None else usage
         self._durations = DurationBook() if durations is None else durations
@@ -161,7 +164,7 @@ class SchedulerMachine:
         for job_id, entry in self._chooser.reserved.items():
             assert self._queue.entries[job_id] is entry
             assert entry.demand.reserved is entry
-        if not self._is_draining:
+        if self._starts_jobs and not self._is_draining:
             assert self._chooser.next_start(self._now) is None, "something that fits was not started"
 
     def _configure(self, config: SchedulingConfig) -> None:
@@ -184,7 +187,7 @@ class SchedulerMachine:
 
     def _start_all_that_fits(self, now: float) -> list[Command]:
         commands: list[Command] = []
-        while not self._is_draining and (entry := self._chooser.next_start(now)) is not None:
+        while self._starts_jobs and not self._is_draining and (entry := self._chooser.next_start(now)) is not None:
             job = entry.job
             started = replace(
                 job, state=JobState.RUNNING, attempt=job.attempt + 1, started_at=now, not_before=None
@@ -263,16 +266,17 @@ class SchedulerMachine:
 
     def _on_lost(self, event: Lost, now: float) -> list[Command]:
         job = self._jobs.get(event.job_id)
-        # A runner may die after its job's end was told; the job is not lost then.
-        if job is None or job.state is JobState.QUEUED:
+        # A runner may die after its job's end was told, or after another runner began it again; the job is not lost then.
+        if job is None or job.state is JobState.QUEUED or job.attempt != event.attempt:
             return []
         faults = job.site_faults + 1
         if faults >= job.max_site_faults and not job.cancel_requested:
             self._forget(job.job_id, now)
-            return [Fail(job.job_id, "WorkerLost", f"{lost_too_often(faults)}, the last time: {event.reason}")]
+            message = f"{lost_too_often(faults)}, the last time: {event.reason}"
+            return [Fail(job.job_id, job.attempt, "WorkerLost", message)]
         not_before = now + SITE_RETRIES.delay_before(faults, f"{job.job_id}/")
         requeued = replace(job, state=JobState.QUEUED, site_faults=faults, not_before=not_before, started_at=None)
-        return [Requeue(job.job_id, event.reason, not_before, faults), *self._admit(requeued, now)]
+        return [Requeue(job.job_id, job.attempt, event.reason, not_before, faults), *self._admit(requeued, now)]
 
     def _on_cancel_requested(self, event: CancelRequested, now: float) -> list[Command]:
         job = self._jobs.get(event.job_id)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from rayzyme.checks import number_from_zero, positive_number, whole_number
 from rayzyme.errors import QuotaExceeded, ValidationError
@@ -113,6 +113,12 @@ class SchedulingConfig:
                 limit: int | None = getattr(self.quota(resource.removeprefix(prefix)), name)
                 return float("inf") if limit is None else float(limit)
         return None
+
+
+def quotas_from(section: Mapping[str, Any], owners: Collection[str]) -> SchedulingConfig:
+    """What some owners may have by the section `quotas` of the settings, as JSON; all else is as by default."""
+    own = {owner: OwnerQuota(**quota) for owner in owners if (quota := section["users"].get(owner)) is not None}
+    return SchedulingConfig(default_quota=OwnerQuota(**section["default"]), quotas=own)
 
 
 def is_quota(resource: str) -> bool:

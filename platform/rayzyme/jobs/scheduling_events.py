@@ -35,9 +35,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A running job lost its runner."""
+    """A running job lost the runner of an attempt; that of a later one is none of its business."""
 
     job_id: str
+    attempt: int
     reason: str
 
 
@@ -153,12 +154,14 @@ class Requeue:
 
     Attributes:
         job_id: Which one.
+        attempt: Number of the attempt that was lost.
         reason: Why, for its story.
         not_before: Earliest time of its next try.
         site_faults: How often it has now lost its runner.
     """
 
     job_id: str
+    attempt: int
     reason: str
     not_before: float
     site_faults: int = 0
@@ -166,9 +169,10 @@ class Requeue:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """End a job that lost its runner too often; the scheduler has forgotten it."""
+    """End a job that lost its runner too often, the last time in `attempt`; the scheduler has forgotten it."""
 
     job_id: str
+    attempt: int
     error_class: str
     message: str
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Connection, insert, update
@@ -30,7 +31,7 @@ from rayzyme.jobs.role import ProcessIdentity, RoleHolder
 from rayzyme.jobs.rows import JOB, moment
 from rayzyme.jobs.scheduling_config import SchedulingConfig
 from rayzyme.jobs.states import FINAL, JobState
-from rayzyme.jobs.submitting import Call, accept, check_request, has_queue_limit
+from rayzyme.jobs.submitting import Call, accept, check_request, has_queue_limit, use_quotas_of_scheduler
 
 _ALL_STATES: Final = frozenset(JobState)
 _TRIES: Final = 5
@@ -75,7 +76,7 @@ class JobStore(JobReader):
 
         Args:
             requests: What to do.
-            quotas: How many jobs of an owner may wait; None does not ask.
+            quotas: How many jobs of an owner may wait, where no scheduler lives whose settings say that; None does not ask.
 
         Returns:
             Their ids in order; where a request with its idempotency key was accepted before, the id from then.
@@ -106,16 +107,19 @@ class JobStore(JobReader):
         request = JobRequest(
             name=job.name, owner=job.owner, spec=spec, kind=job.kind, job_type=job.job_type, priority=job.priority,
             metadata=record.metadata, task_count=job.task_count, needs=job.needs, max_site_faults=job.max_site_faults,
-            retry_of=job_id,
+            retry_of=job_id, estimated_seconds=job.estimated_seconds,
         )  # fmt: skip
         return self.submit([request])[0]
 
     def _accept(self, calls: Sequence[Call]) -> None:
-        section = "quotas" if any(has_queue_limit(call) for call in calls) else None
         for left in reversed(range(_TRIES)):
             try:
-                with self.database.begin(exclusive=section) as connection:
-                    accept(connection, calls, self._clock(), self._actor)
+                with self.database.begin() as connection:
+                    now = self._clock()
+                    use_quotas_of_scheduler(calls, role_lease.holder(connection, moment(now)))
+                    if any(has_queue_limit(call) for call in calls):
+                        self.database.enter(connection, "quotas")
+                    accept(connection, calls, now, self._actor)
             except IntegrityError as error:
                 # Another process was first with an idempotency key: its job is there now, and is found.
                 for call in calls:
@@ -160,9 +164,7 @@ class JobStore(JobReader):
             applied = [batch.take(change) for change in changes]
             tokens = batch.write()
         return [
-            Applied(outcome.job, True, "", tokens.get(change.job_id))
-            if outcome.accepted and change.acquire
-            else outcome
+            replace(outcome, token=tokens.get(change.job_id)) if outcome.accepted and change.acquire else outcome
             for change, outcome in zip(changes, applied, strict=True)
         ]
 
@@ -242,6 +244,25 @@ class JobStore(JobReader):
                     connection, role_lease.SCHEDULER, "took the role", data={"token": token, **info}, at=moment(now)
                 )
         return token
+
+    def describe_role(self, token: int, info: Mapping[str, Any]) -> bool:
+        """Have the scheduler tell something else of itself, its settings among it; False where somebody else is the scheduler.
+
+        Args:
+            token: Of its role.
+            info: All that it tells, as JSON; what it told before is forgotten.
+        """
+        with self._in_leases() as connection:
+            is_new = role_lease.describe(connection, token, info)
+            if is_new:
+                at = moment(self._clock())
+                record_event(connection, role_lease.SCHEDULER, "was told other settings", data=dict(info), at=at)
+        return is_new is not None
+
+    def last_role_info(self) -> Mapping[str, Any]:
+        """What the scheduler, or the last one that there was, told of itself."""
+        with self.database.read() as connection:
+            return role_lease.last_info(connection)
 
     def renew_role(self, token: int) -> bool:
         """Stay the scheduler; False where somebody else is."""

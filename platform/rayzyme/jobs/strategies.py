@@ -6,6 +6,7 @@ strategy also files each job in lines whose inner order no passing of time chang
 
 from __future__ import annotations
 
+import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
@@ -152,7 +153,8 @@ class UserPriority(PriorityStrategy):
 class ShortestJobFirst(PriorityStrategy):
     """By the expected duration, the shortest first.
 
-    A line for each class of jobs that is known, ranked by its duration, and one for all others: unknown jobs take equally long.
+    A line for each class of jobs that is known, ranked by its duration, one for those that are only estimated, and one for all
+    others: unknown jobs take equally long.
     """
 
     name = "sjf"
@@ -161,9 +163,12 @@ class ShortestJobFirst(PriorityStrategy):
         return -view.durations.expected_s(job)
 
     def lines(self, job: Job, view: View, now: float) -> tuple[Line, ...]:
-        if view.durations.is_empty:
-            return (Line(view.durations.expected_s(job)),)
-        return (Line(0.0, view.durations.likeness(job) if view.durations.is_known(job) else None),)
+        durations = view.durations
+        if durations.is_known(job):
+            return (Line(0.0, durations.likeness(job)),)
+        if job.estimated_seconds is not None:
+            return (Line(job.estimated_seconds, "estimated"),)
+        return (Line(durations.expected_s(job) if durations.is_empty else 0.0),)
 
     def rank(self, job: Job, view: View) -> float | None:
         return view.durations.expected_s(job) if view.durations.is_known(job) else None
@@ -289,8 +294,10 @@ def create_priority_strategy(name: str) -> PriorityStrategy:
     """The strategy of that name.
 
     Raises:
-        ValueError: There is none; the message lists the names.
+        ValueError: There is none; the message lists the names, and tells the nearest.
     """
     if name not in STRATEGIES:
-        raise ValueError(f"there is no priority strategy {name!r}; there are {', '.join(STRATEGIES)}")
+        near = difflib.get_close_matches(str(name), STRATEGIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"there is no priority strategy {name!r}; there are {', '.join(STRATEGIES)}{hint}")
     return STRATEGIES[name]()

@@ -18,7 +18,7 @@ from typing import Any, Final, get_args
 
 from sqlalchemy import Connection, func, insert, select, text
 
-from rayzyme.checks import printable_text, short_text, truth_value, whole_number
+from rayzyme.checks import number_from_zero, printable_text, short_text, truth_value, whole_number
 from rayzyme.database.change_numbers import own_change_number
 from rayzyme.database.documents import JsonText, clean_text, to_json
 from rayzyme.database.events import JOB_SUBJECT, ChainEnd, Line, append
@@ -81,7 +81,7 @@ def check_request(request: JobRequest) -> CheckedRequest:
     owner = clean_text(printable_text("owner", request.owner, at_most=_LONGEST_OWNER))
     spec = _document("spec", request.spec)
     metadata = _document("metadata", request.metadata)
-    key = request.idempotency_key
+    key, estimate = request.idempotency_key, request.estimated_seconds
     columns = {
         "name": clean_text(printable_text("name", request.name, at_most=_LONGEST_NAME)),
         "owner": owner,
@@ -90,6 +90,7 @@ def check_request(request: JobRequest) -> CheckedRequest:
         "priority": int(TaskPriority(request.priority)),
         "task_count": whole_number("task_count", request.task_count, at_least=1),
         "needs": _needs(request.needs),
+        "estimated_seconds": estimate if estimate is None else number_from_zero("estimated_seconds", estimate),
         "max_site_faults": whole_number("max_site_faults", request.max_site_faults, at_least=1),
         "is_durable": truth_value("is_durable", request.is_durable),
         "retry_of": request.retry_of,

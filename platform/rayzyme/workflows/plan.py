@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from rayzyme.checks import number_from_zero
 from rayzyme.errors import DeviceUnavailable, InvalidInput, ResourceError
+from rayzyme.jobs.durations import SECONDS_PER_TASK
 from rayzyme.jobs.job import Resources
 from rayzyme.workflows.ordering import Node, dependents_of, levels
 from rayzyme.workflows.task_config import Document, TaskConfig
@@ -190,6 +192,31 @@ def plan_needs(plan: Plan) -> Resources:
             if amount:
                 needs[resource] = max(needs.get(resource, 0.0), float(amount))
     return needs
+
+
+def plan_seconds(plan: Plan, most_at_once: int) -> float | None:
+    """How long a workflow is likely to take, in seconds, by what its tasks estimate; None where none of them does.
+
+    At least as long as its longest chain of tasks, and as all of them shared out among those that run at once. A task that does
+    not say counts as when nothing is known of a job, a minute.
+
+    Args:
+        plan: The workflow.
+        most_at_once: How many of its tasks run at once, whatever the workflow says.
+
+    Raises:
+        ValidationError: An estimate is no number of seconds; names the task.
+    """
+    if all(task.estimated_seconds is None for task in plan.tasks):
+        return None
+    ends: dict[str, float] = {}
+    total = 0.0
+    for task in plan.tasks:
+        estimate = SECONDS_PER_TASK if task.estimated_seconds is None else task.estimated_seconds
+        seconds = number_from_zero(f"estimate_duration() of task {task.name!r}", estimate)
+        ends[task.name] = max((ends[name] for name in task.depends_on), default=0.0) + seconds
+        total += seconds
+    return max(*ends.values(), total / min(plan.config.max_parallel_tasks, most_at_once))
 
 
 def check_possible(

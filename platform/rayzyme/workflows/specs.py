@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 from rayzyme.errors import InvalidInput, TaskNotSendable
@@ -71,12 +71,17 @@ def to_spec(workflow: Workflow, *, pickle_check: PickleCheck | None = None) -> W
     return WorkflowSpec(document, transient)
 
 
-def plan_from_spec(document: Mapping[str, Any], transient: Mapping[str, Task] | None = None) -> Plan:
+def plan_from_spec(
+    document: Mapping[str, Any],
+    transient: Mapping[str, Task] | None = None,
+    configs: Mapping[str, TaskConfig] = MappingProxyType({}),
+) -> Plan:
     """The plan of a document; imports nothing of the user's.
 
     Args:
         document: Of `to_spec`.
         transient: Its transient tasks, as far as they are still in memory; the others fail when they are run, and say why.
+        configs: Of its tasks, by name, as far as they are at hand; the others are read from the document.
 
     Raises:
         InvalidInput: It is of another format, or does not hold.
@@ -85,7 +90,7 @@ def plan_from_spec(document: Mapping[str, Any], transient: Mapping[str, Task] | 
         raise InvalidInput(
             f"a workflow of format {document.get('format')!r}; this version of Rayzyme runs format {FORMAT}"
         )
-    tasks = [planned_task(task, transient) for task in document["tasks"]]
+    tasks = [planned_task(task, transient, configs.get(task["name"])) for task in document["tasks"]]
     return Plan.of(WorkflowConfig(**document["config"]), tasks)
 
 
@@ -141,13 +146,15 @@ def load_task(source: Document | Task) -> Task:
     return _constructed(code, _arguments(source) | {source.get("config_argument", "config"): config}, config)
 
 
-def planned_task(document: Document, transient: Mapping[str, Task] | None = None) -> PlannedTask:
+def planned_task(
+    document: Document, transient: Mapping[str, Task] | None = None, config: TaskConfig | None = None
+) -> PlannedTask:
     """A task's document in its place in the plan."""
     name = document["name"]
     held = (transient or {}).get(name)
     return PlannedTask(
         name=name,
-        config=TaskConfig.from_document({"name": name, **document.get("config", {})}),
+        config=config or TaskConfig.from_document({"name": name, **document.get("config", {})}),
         source=document if held is None else held,
         depends_on=tuple(document.get("depends_on", ())),
         is_durable=document["type"] != "transient",
@@ -193,33 +200,56 @@ def check_sendable(task: Task, pickle_check: PickleCheck) -> None:
     """Refuse a task that no other process can be given.
 
     Raises:
-        TaskNotSendable: Names the attribute at fault, or the variable of a function that it refers to.
+        TaskNotSendable: Names what is at fault: an attribute, a variable of a function, or a place inside of these, such as
+            `task_params['screen']['lock']`.
     """
     try:
         pickle_check(task)
     except Exception as error:
-        for name, value in _parts(task):
-            try:
-                pickle_check(value)
-            except Exception as fault:
-                raise TaskNotSendable(
-                    f"task {task.name!r} cannot be sent to a worker: its {name} of type {type(value).__module__}."
-                    f"{type(value).__qualname__} cannot be pickled ({fault}); make it inside of execute, or pass a path"
-                ) from error
-        raise TaskNotSendable(f"task {task.name!r} cannot be sent to a worker: {error}") from error
+        found = _at_fault(task, pickle_check)
+        if found is None:
+            raise TaskNotSendable(f"task {task.name!r} cannot be sent to a worker: {error}") from error
+        name, value, fault = found
+        raise TaskNotSendable(
+            f"task {task.name!r} cannot be sent to a worker: its {name} of type {type(value).__module__}."
+            f"{type(value).__qualname__} cannot be pickled ({fault}); make it inside of execute, or pass a path"
+        ) from error
 
 
-def _parts(task: Task) -> list[tuple[str, Any]]:
-    """The innermost first: a function that refers to something is at fault only through that."""
-    parts: list[tuple[str, Any]] = []
-    for name, value in vars(task).items():
-        if isinstance(value, FunctionType):
+def _at_fault(task: Task, pickle_check: PickleCheck) -> tuple[str, Any, Exception] | None:
+    """The innermost part that cannot be sent, and why: whatever holds it is at fault only through that."""
+    found: tuple[str, Any, Exception] | None = None
+    parts = [(f"attribute {name!r}", value) for name, value in vars(task).items()]
+    entered: set[int] = set()
+    while parts:
+        name, value = parts.pop(0)
+        if id(value) in entered:  # what contains itself
+            continue
+        try:
+            pickle_check(value)
+        except Exception as fault:
+            found = (name, value, fault)
+            entered.add(id(value))
+            parts = _inside(name, value)
+    return found
+
+
+def _inside(name: str, value: Any) -> list[tuple[str, Any]]:
+    """What something holds, by name."""
+    match value:
+        case TaskConfig():
+            return list(vars(value).items())
+        case Mapping():
+            return [(f"{name}[{key!r}]", item) for key, item in value.items()]
+        case list() | tuple():
+            return [(f"{name}[{index}]", item) for index, item in enumerate(value)]
+        case FunctionType():
             cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
-            parts += [(f"function's variable {variable!r}", cell.cell_contents) for variable, cell in cells]
             used = [used for used in value.__code__.co_names if used in value.__globals__]
-            parts += [(f"function's global {variable!r}", value.__globals__[variable]) for variable in used]
-        parts.append((f"attribute {name!r}", value))
-    return parts
+            return [(f"{name}, variable {variable!r}", cell.cell_contents) for variable, cell in cells] + [
+                (f"{name}, global {variable!r}", value.__globals__[variable]) for variable in used
+            ]
+    return []
 
 
 def _described(task: Task, config: Document) -> Document:

@@ -23,7 +23,7 @@ class WorkflowResult:
         task_results: Of each task, by name.
         metadata: Counts `total_tasks`, `completed_tasks` and `failed_tasks`.
         error: What went wrong.
-        start_time: When its newest attempt began, UTC; None where none did.
+        start_time: When its first attempt began, UTC; None where none did.
         end_time: When it ended.
     """
 
@@ -70,7 +70,7 @@ class WorkflowResult:
 
     @property
     def duration(self) -> float:
-        """Seconds from its start to its end; 0.0 where it never began."""
+        """Seconds from the begin of its first attempt to its end, all attempts included; 0.0 where it never began."""
         if self.start_time is None or self.end_time is None:
             return 0.0
         return max(0.0, (self.end_time - self.start_time).total_seconds())

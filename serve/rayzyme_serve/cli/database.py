@@ -74,7 +74,10 @@ def prune_command(
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it is only shown.")] = False,
     output: OutputOption = None,
 ) -> None:
-    """Show which old jobs would be removed; with --yes archive their stories under $RAYZYME_HOME/archive and remove them."""
+    """Show which old jobs would be removed; with --yes archive their stories under $RAYZYME_HOME/archive and remove them.
+
+    Their folders under $RAYZYME_HOME/runs, with logs and stored results, go with them; files that they published stay.
+    """
     own: Context = context.obj
     printer = own.output(output)
     from rayzyme.database import open_database
@@ -83,14 +86,16 @@ def prune_command(
     now = datetime.now(UTC)
     before, file = now - timedelta(days=days), None
     with closing(open_database()) as database:
-        found = prunable(database, before)
+        found = prunable(database, before, own.settings.runs)
         if yes:
-            found, file = prune(database, before, own.settings.home / "archive", now)
+            found, file = prune(database, before, own.settings.home / "archive", own.settings.runs, now)
     printer.document(
         {
             "schema": SCHEMA,
             "jobs": found.jobs,
             "events": found.events,
+            "folders": found.space.folders,
+            "bytes": found.space.bytes,
             "before": before.isoformat(timespec="seconds"),
             "removed": yes,
             "archive": None if file is None else str(file),
@@ -100,8 +105,11 @@ def prune_command(
         "" if found.first is None or found.last is None else f", ended {found.first:%Y-%m-%d} to {found.last:%Y-%m-%d}"
     )
     what = f"{found.jobs} jobs with {found.events} lines of their stories{span}"
+    what += f", and {found.space.folders} folders of {found.space.bytes:,} bytes"
     if file is not None:
         printer.note(f"removed {what}; the stories are in {file}")
+    elif yes and found.space.folders:
+        printer.note(f"removed {what}, which was left over")
     else:
         printer.note(f"{what}: nothing to remove" if not found.jobs else f"would remove {what}; --yes does it")
     printer.value(str(found.jobs))

@@ -75,12 +75,18 @@ def retry_command(context: typer.Context, jobs: JobsArgument, output: OutputOpti
     """Submit jobs that have ended once more, as new ones."""
     own: Context = context.obj
     printer = own.output(output)
+    again: list[dict[str, str]] = []
     with job_store() as store:
-        for record in selected(store, jobs):
-            job_id = store.submit_again(record.job.job_id)
-            printer.note(f"{record.job.job_id} is tried again as {job_id}")
-            printer.value(job_id)
-            printer.document({"schema_version": SCHEMA_VERSION, "job_id": job_id, "retry_of": record.job.job_id})
+        try:
+            for record in selected(store, jobs):
+                job_id = store.submit_again(record.job.job_id)
+                again.append({"job_id": job_id, "retry_of": record.job.job_id})
+                printer.note(f"{record.job.job_id} is tried again as {job_id}")
+                printer.value(job_id)
+        finally:
+            # Those that were submitted before one was refused run all the same.
+            if again:
+                printer.document({"schema_version": SCHEMA_VERSION, "jobs": again})
 
 
 @app.command("show")
@@ -101,20 +107,23 @@ def show_command(
 
 @app.command("explain")
 def explain_command(
-    context: typer.Context, job: JobArgument, as_json: JsonOption = False, output: OutputOption = None
+    context: typer.Context, jobs: JobsArgument, as_json: JsonOption = False, output: OutputOption = None
 ) -> None:
-    """Say why a job waits: its place, what it lacks and who holds that, when it may start."""
+    """Say why jobs wait: their place, what they lack and who holds that, when they may start."""
     own: Context = context.obj
     printer = own.output(output, as_json)
     from rayzyme_actors.explaining import explain
 
     with job_store() as store:
-        for record in selected(store, [job]):
-            told = explain(store, record.job.job_id, own.settings)
-            printer.document({"schema_version": SCHEMA_VERSION, **told})
-            for sentence in told["sentences"]:
-                printer.note(sentence)
-            printer.value(told["state"])
+        records = selected(store, jobs)
+        explained = [explain(store, record.job.job_id, own.settings) for record in records]
+    for record, told in zip(records, explained, strict=True):
+        if len(records) > 1:
+            printer.note(f"{record.job.job_id}, {record.job.name}:")
+        for sentence in told["sentences"]:
+            printer.note(sentence)
+        printer.value(told["state"])
+    printer.document({"schema_version": SCHEMA_VERSION, "jobs": explained})
 
 
 @app.command("wait")
@@ -164,7 +173,7 @@ def logs_command(
 
     with job_store() as store:
         for record in selected(store, [job]):
-            for name, attempt, text in logs_of(own.settings.home / "runs", record.job.job_id):
+            for name, attempt, text in logs_of(own.settings.runs, record.job.job_id):
                 if task is None or task == name:
                     sys.stdout.write(f"--- {name}, attempt {attempt}\n{text}")
 

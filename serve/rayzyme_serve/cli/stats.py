@@ -11,7 +11,7 @@ from rayzyme.resources import GPUManager
 from rayzyme.storage import DataHandler
 from rayzyme_serve.cli.context import Context, JsonOption, OutputOption
 from rayzyme_serve.cli.job_selection import complete_jobs, job_store
-from rayzyme_serve.cli.jobs import status_of
+from rayzyme_serve.cli.jobs import SCHEMA_VERSION, status_of
 from rayzyme_serve.cli.output import Output
 
 
@@ -29,7 +29,7 @@ def stats_command(context: typer.Context, as_json: JsonOption = False, output: O
         reporter.register("cluster_metrics", lambda: cluster_metrics(own.settings))
         report = reporter.report()
     figures = _figures(own)
-    printer.document(report | figures)
+    printer.document({"schema_version": SCHEMA_VERSION, **report, **figures})
     printer.rows("DISPATCHER STATUS", ["section", "what", "value"], status_rows(_with_head(report, figures)))
 
 
@@ -57,7 +57,7 @@ def _print_platform(own: Context, printer: Output) -> None:
     with job_store() as store:
         figures = scheduler_and_queue(store, own.settings, {})
     scheduler, queue = figures["scheduler"], figures["queue"]
-    printer.document(figures)
+    printer.document({"schema_version": SCHEMA_VERSION, **figures})
     lives = f"on {scheduler['host']} as process {scheduler['pid']}" if scheduler["running"] else "not running"
     rows = [
         ["scheduler", lives],

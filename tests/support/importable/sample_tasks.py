@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,13 @@ def start_grandchildren(context: TaskContext) -> None:
     subprocess.run(
         ["/bin/sh", "-c", "setsid sleep 300 & setsid sh -c 'sleep 301 & sleep 302' & sleep 303"], check=False
     )
+
+
+def speak(context: TaskContext) -> None:
+    """Print a line as text, one as bytes, and one of the log."""
+    sys.stdout.write(f"{context.task_name} as text\n")
+    sys.stdout.buffer.write(b"as bytes\n")
+    logging.getLogger(__name__).warning("in the log")
 
 
 def take_memory(context: TaskContext) -> int:

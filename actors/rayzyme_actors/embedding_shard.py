@@ -10,11 +10,12 @@ import asyncio
 import json
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 _ONLINE_TOGETHER = 64
 _RANKED_TOGETHER = 16
 _FILTERS_KEPT = 32
+_WAITED = b"rayzyme:waited_s"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +51,7 @@ class _Request:
     k: int
     filters: Mapping[str, Any] | None
     answer: asyncio.Future[pa.Table]
+    asked_at: float
 
 
 class EmbeddingShard:
@@ -100,13 +103,16 @@ class EmbeddingShard:
             lane: "online" requests go first and are searched together; "batch" goes in steps.
 
         Returns:
-            Columns QUERY_COLUMN (int32), SCORE_COLUMN (float32), `protein_id` and metadata; best first for each query.
+            Columns QUERY_COLUMN (int32), SCORE_COLUMN (float32), `protein_id` and metadata; best first for each query. Its
+            schema tells how long the request waited, see `waited_s`.
         """
         await self._ready()
         with get_metrics_collector().timed("rayzyme_search_seconds", tags={"lane": lane}):
+            asked_at = time.perf_counter()
             if lane == "batch":
-                return await asyncio.wrap_future(self._submit(lambda: self._search(queries, k, filters), "batch"))
-            request = _Request(queries, k, filters, asyncio.get_running_loop().create_future())
+                steps = partial(self._search_alone, queries, k, filters, asked_at)
+                return await asyncio.wrap_future(self._submit(steps, "batch"))
+            request = _Request(queries, k, filters, asyncio.get_running_loop().create_future(), asked_at)
             self._pending.append(request)
             # Not awaited: it also searches for others, and must go on when this caller hangs up.
             self._submit(self._search_pending, "online")
@@ -185,6 +191,13 @@ class EmbeddingShard:
                 f"nodes, store the set as bfloat16, or lower resources.memory.reserve_ratio"
             )
 
+    def _search_alone(
+        self, queries: NDArray[np.float32], k: int, filters: Mapping[str, Any] | None, asked_at: float
+    ) -> Steps:
+        waited = time.perf_counter() - asked_at
+        hits = yield from self._search(queries, k, filters)
+        return _with_waiting(hits, waited)
+
     def _search(self, queries: NDArray[np.float32], k: int, filters: Mapping[str, Any] | None) -> Steps:
         admitted = None if not filters else self._rows_admitted(json.dumps(filters, sort_keys=True, default=_as_json))
         scores, rows = yield from self._index.search_in_steps(queries, k, admitted)
@@ -192,19 +205,27 @@ class EmbeddingShard:
 
     def _search_pending(self) -> Steps:
         """Search for all online requests that wait, those alike in one scan: eight queries cost little more than one."""
+        metrics = get_metrics_collector()
         waiting: list[_Request] = []
         while self._pending:
-            waiting.append(self._pending.popleft())
+            request = self._pending.popleft()
+            # Whoever has hung up is not searched for.
+            if request.answer.done():
+                metrics.increment("rayzyme_online_dropped_total")
+            else:
+                waiting.append(request)
         while waiting:
             filters = waiting[0].filters
             alike = [request for request in waiting if request.filters == filters][:_ONLINE_TOGETHER]
             waiting = [request for request in waiting if request not in alike]
+            metrics.record("rayzyme_online_batch_size", len(alike))
+            begin = time.perf_counter()
             try:
                 queries = np.concatenate([request.queries for request in alike])
                 hits = yield from self._search(queries, max(request.k for request in alike), filters)
                 firsts = np.cumsum([0, *(len(request.queries) for request in alike)])
                 outcomes: list[Any] = [
-                    _part(hits, first, len(request.queries), request.k)
+                    _with_waiting(_part(hits, first, len(request.queries), request.k), begin - request.asked_at)
                     for first, request in zip(firsts, alike, strict=False)
                 ]
             except Exception as error:
@@ -248,6 +269,15 @@ class EmbeddingShard:
                 for line, wanted in zip(lines, protein_ids[group], strict=True)
             ]
         return found
+
+
+def waited_s(hits: pa.Table) -> float:
+    """Seconds that the request for an answer of `EmbeddingShard.search` waited until it was searched for."""
+    return float((hits.schema.metadata or {}).get(_WAITED, 0.0))
+
+
+def _with_waiting(hits: pa.Table, waited: float) -> pa.Table:
+    return hits.replace_schema_metadata({**(hits.schema.metadata or {}), _WAITED: f"{waited:.6f}"})
 
 
 def _as_json(value: Any) -> Any:

@@ -15,8 +15,10 @@ from rayzyme.errors import WorkerLost
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 180.0
+LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError)
+"""What a call raises when the process that worked on it is gone."""
+
 _FIRST_WORD_S = 20.0
-_LOST = (ActorDiedError, ActorUnavailableError, ObjectLostError)
 
 
 @dataclass(slots=True)
@@ -74,8 +76,8 @@ class LongLivedActor:
             except RayTaskError as error:
                 # What could not load once is not kept: its cause may be gone when somebody asks again.
                 ray.kill(self._handle, no_restart=True)
-                raise _cause(error) from None
-            except _LOST as error:
+                raise cause_of(error) from None
+            except LOST as error:
                 if "creation task" in str(error):
                     raise WorkerLost(
                         f"actor {self.name} could not be made: {str(error).strip().splitlines()[-1]}"
@@ -121,22 +123,28 @@ class Call:
         try:
             return ray.get(self.reference)
         except RayTaskError as error:
-            raise _cause(error) from None
-        except _LOST:
+            raise cause_of(error) from None
+        except LOST:
             self.actor.start()
             self.actor.wait_until_ready()
         try:
             return ray.get(self.actor.submit(self.method, *self.arguments).reference)
         except RayTaskError as error:
-            raise _cause(error) from None
-        except _LOST as error:
-            raise WorkerLost(
-                f"actor {self.actor.name} was lost twice during {self.method}: {error}; the node may be out of memory: see "
-                f"its logs in the Ray dashboard, then run the same command again"
-            ) from error
+            raise cause_of(error) from None
+        except LOST as error:
+            raise WorkerLost(lost_twice(self.actor, self.method, str(error))) from error
 
 
-def _cause(error: RayTaskError) -> BaseException:
+def lost_twice(actor: LongLivedActor, method: str, why: str) -> str:
+    """What to tell whoever asked."""
+    return (
+        f"actor {actor.name} was lost twice during {method}: {why}; the node may be out of memory: see its logs in the Ray "
+        "dashboard, then ask again"
+    )
+
+
+def cause_of(error: RayTaskError) -> BaseException:
+    """What an actor raised, as itself."""
     logger.debug("in an actor: %s", error)
     cause = error.cause
     return cause if isinstance(cause, BaseException) else error

@@ -88,6 +88,8 @@ class Screener:
     Attributes:
         checkpoint: The checkpoint that answers.
         screening_set: The set as opened here, for its size and columns; its embeddings stay with the shards.
+        host: The model's host.
+        shards: The set's shards, in the order of their rows.
     """
 
     def __init__(
@@ -109,12 +111,12 @@ class Screener:
         host_name = name_of_host(checkpoint, wanted_device, self._settings)
         connect(self._settings)
         self.screening_set.require_checkpoint(checkpoint_ref(checkpoint, self._settings))
-        self._host = start_host(checkpoint, host_name, wanted_device, self._settings)
-        self._shards = start_shards(self.screening_set, wanted_device, self._settings)
-        described = self._host.wait_until_ready()
+        self.host = start_host(checkpoint, host_name, wanted_device, self._settings)
+        self.shards = start_shards(self.screening_set, wanted_device, self._settings)
+        described = self.host.wait_until_ready()
         self.checkpoint = CheckpointRef(described["checkpoint"], described["checkpoint_digest"])
         self.screening_set.require_checkpoint(self.checkpoint)
-        for shard in self._shards:
+        for shard in self.shards:
             shard.wait_until_ready()
         self.start_s = round(time.perf_counter() - begin, 6)
 
@@ -133,7 +135,7 @@ class Screener:
         defaults = self._settings.tasks.screening
         records = as_records(reactions)
         notes: list[str] = []
-        k = self._clamp(defaults.top_k if top_k is None else top_k, notes)
+        k = note_if_clamped(defaults.top_k if top_k is None else top_k, self.screening_set, self._set_name, notes)
         interactive = (mode or defaults.mode) == "interactive"
         lane: Lane = "online" if interactive else "batch"
         timing = {"encode_s": 0.0, "search_s": 0.0}
@@ -144,7 +146,7 @@ class Screener:
             rankings = iter(self._search(encoded.embeddings, k, filters, lane, timing))
             for record, prepared in zip(group, encoded.prepared, strict=True):
                 if isinstance(prepared, PreparedReaction):
-                    results.append(_result(record, prepared, next(rankings)))
+                    results.append(result_of(record, prepared, next(rankings)))
                     continue
                 rejection = _rejection(record, prepared)
                 if strict:
@@ -210,20 +212,12 @@ class Screener:
 
     def release_shards(self) -> None:
         """End the set's shards, for a set that nobody will ask for again."""
-        for shard in self._shards:
+        for shard in self.shards:
             shard.release()
-
-    def _clamp(self, top_k: int, notes: list[str]) -> int:
-        if top_k < 1:
-            raise InvalidInput(f"top_k must be at least 1, not {top_k}")
-        size = len(self.screening_set)
-        if top_k > size:
-            notes.append(f"top_k {top_k} is more than the {size} proteins of {self._set_name}: all {size} are ranked")
-        return min(top_k, size)
 
     def _encode(self, records: Sequence[ReactionRecord], lane: Lane, timing: dict[str, float]) -> EncodedReactions:
         begin = time.perf_counter()
-        encoded: EncodedReactions = self._host.submit(
+        encoded: EncodedReactions = self.host.submit(
             "encode_reactions", [record.reaction for record in records], lane
         ).result()
         timing["encode_s"] += time.perf_counter() - begin
@@ -235,7 +229,7 @@ class Screener:
         if not len(queries):
             return []
         begin = time.perf_counter()
-        calls = [shard.submit("search", queries, k, filters, lane) for shard in self._shards]
+        calls = [shard.submit("search", queries, k, filters, lane) for shard in self.shards]
         merged = merge_hits([call.result() for call in calls], len(queries), k)
         timing["search_s"] += time.perf_counter() - begin
         return merged
@@ -243,15 +237,29 @@ class Screener:
     def _ranks(self, queries: Embeddings, protein_ids: list[list[str]]) -> list[dict[str, int]]:
         """For each query the 1-based rank, in the whole set, of those of its proteins that the set holds."""
         found: list[dict[str, float]] = [{} for _ in protein_ids]
-        for call in [shard.submit("scores_of", queries, protein_ids) for shard in self._shards]:
+        for call in [shard.submit("scores_of", queries, protein_ids) for shard in self.shards]:
             for own, part in zip(found, call.result(), strict=True):
                 own.update(part)
         scores = [np.array(list(own.values()), np.float32) for own in found]
         ids = [list(own) for own in found]
         before = [np.zeros(len(own), np.int64) for own in found]
-        for call in [shard.submit("count_better", queries, scores, ids) for shard in self._shards]:
+        for call in [shard.submit("count_better", queries, scores, ids) for shard in self.shards]:
             before = [own + part for own, part in zip(before, call.result(), strict=True)]
         return [dict(zip(own_ids, (own + 1).tolist(), strict=True)) for own_ids, own in zip(ids, before, strict=True)]
+
+
+def note_if_clamped(top_k: int, screening_set: ScreeningSet, name: str, notes: list[str]) -> int:
+    """At most as many hits as the set, called `name`, has proteins; `notes` tells when that is less than `top_k`.
+
+    Raises:
+        InvalidInput: `top_k` is below 1.
+    """
+    if top_k < 1:
+        raise InvalidInput(f"top_k must be at least 1, not {top_k}")
+    size = len(screening_set)
+    if top_k > size:
+        notes.append(f"top_k {top_k} is more than the {size} proteins of {name}: all {size} are ranked")
+    return min(top_k, size)
 
 
 def as_records(reactions: Sequence[str] | Sequence[ReactionRecord] | str) -> list[ReactionRecord]:
@@ -274,7 +282,8 @@ def _groups(records: Sequence[ReactionRecord], size: int) -> Iterator[Sequence[R
         yield records[first : first + size]
 
 
-def _result(record: ReactionRecord, prepared: PreparedReaction, hits: list[Hit]) -> ReactionResult:
+def result_of(record: ReactionRecord, prepared: PreparedReaction, hits: list[Hit]) -> ReactionResult:
+    """The ranking of a reaction, with what is known of it."""
     result: ReactionResult = {
         "reaction_id": record.reaction_id,
         "reaction": record.reaction,

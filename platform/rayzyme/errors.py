@@ -98,6 +98,26 @@ class QuotaExceeded(RayzymeError):
     """An owner has as many jobs as the settings let them have; the message gives the figures."""
 
 
+class NotPermitted(RayzymeError):
+    """Somebody known asked for what their role does not let them do."""
+
+
+class NotIdentified(RayzymeError):
+    """Nobody knows who asks: no token, or one that is unknown, revoked or has expired."""
+
+
+class TooManyRequests(RayzymeError):
+    """Somebody asks more often than they may.
+
+    Attributes:
+        retry_after_s: Seconds after which they may ask again.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class UnknownJob(NotFound, KeyError):
     """No job has that id."""
 

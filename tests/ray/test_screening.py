@@ -145,7 +145,7 @@ def test_cuda_on_a_cluster_without_gpus_is_an_error() -> None:
 @pytest.mark.parametrize("victim", ["model-host", "shard"])
 def test_an_actor_killed_during_a_screen_changes_nothing(screener: Screener, victim: str) -> None:
     expected = rankings(screener.screen(REACTIONS * 20, 20, mode="batched"))
-    actor = screener._host if victim == "model-host" else screener._shards[0]
+    actor = screener._host if victim == "model-host" else screener.shards[0]
     first = actor.wait_until_ready()["pid"]
     killed = threading.Event()
 
@@ -163,7 +163,7 @@ def test_an_actor_killed_during_a_screen_changes_nothing(screener: Screener, vic
 def test_actors_are_found_again_by_name(screener: Screener) -> None:
     again = Screener("baseline", "reference", device="cpu")
     assert again._host.wait_until_ready()["pid"] == screener._host.wait_until_ready()["pid"]
-    assert [shard.name for shard in again._shards] == [shard.name for shard in screener._shards]
+    assert [shard.name for shard in again._shards] == [shard.name for shard in screener.shards]
 
 
 def test_evaluation_ranks_the_whole_set(screener: Screener) -> None:
@@ -198,7 +198,7 @@ def test_several_nodes_give_the_ranking_of_one(tmp_path: Path) -> None:
         ray.init(cluster.address, namespace="rayzyme", log_to_driver=False)
         from rayzyme_actors.screening import Screener
         screener = Screener("baseline", "reference", device="cpu")
-        print("RESULT", len(screener._shards))
+        print("RESULT", len(screener.shards))
         for attempt in range(2):
             answer = screener.screen({REACTIONS!r}, 30, mode="batched")
             print("RESULT", *[hit["protein_id"] for result in answer["results"] for hit in result["hits"]])

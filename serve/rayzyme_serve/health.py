@@ -1,0 +1,20 @@
+"""Whether it works, by trying."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends
+
+from rayzyme_serve import faults
+from rayzyme_serve.service import Service, service_of
+
+router = APIRouter(tags=["health"])
+_REACTION: Final = "OO.OO>>O=O.O.O"
+
+
+@router.get("/health", responses=faults.responses(503))
+async def health(service: Annotated[Service, Depends(service_of)]) -> dict[str, Any]:
+    """A real, tiny query against the actors."""
+    answer = await service.screening.screen([_REACTION], top_k=1)
+    return {"status": "ok", "best_hit": answer["results"][0]["hits"][0]["protein_id"], "timing": answer["timing"]}

@@ -1,0 +1,57 @@
+// Numbers, times and files as people read them.
+
+const WHOLE = new Intl.NumberFormat("en");
+
+export function count(number, one, many = `${one}s`) {
+  return `${whole(number)} ${number === 1 ? one : many}`;
+}
+
+export function whole(number) {
+  return WHOLE.format(number);
+}
+
+/** 0.0123 s as "12 ms", 75 s as "1 min 15 s". */
+export function duration(seconds) {
+  if (seconds < 0.0095) return `${(seconds * 1000).toFixed(1)} ms`;
+  if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  const rounded = Math.round(seconds);
+  if (rounded < 60) return `${rounded} s`;
+  if (rounded < 3600) return joined(Math.floor(rounded / 60), "min", rounded % 60, "s");
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 1440) return joined(Math.floor(minutes / 60), "h", minutes % 60, "min");
+  const hours = Math.round(seconds / 3600);
+  return joined(Math.floor(hours / 24), "d", hours % 24, "h");
+}
+
+function joined(large, largeUnit, small, smallUnit) {
+  return small ? `${large} ${largeUnit} ${small} ${smallUnit}` : `${large} ${largeUnit}`;
+}
+
+/** MB of 2^20 bytes as "512 MB" or "3.2 GB". */
+export function megabytes(number) {
+  return number < 1024 ? `${Math.round(number)} MB` : `${(number / 1024).toFixed(1)} GB`;
+}
+
+/** A time of the server as "14:02", with the day where that is another one. */
+export function moment(text) {
+  const time = new Date(text);
+  const clock = time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  if (time.toDateString() === new Date().toDateString()) return clock;
+  return `${time.toLocaleDateString([], { year: "numeric", month: "short", day: "numeric" })} ${clock}`;
+}
+
+export function cell(value) {
+  if (value === null || value === undefined) return "";
+  return Array.isArray(value) ? value.join(", ") : String(value);
+}
+
+/** Rows of values as CSV (RFC 4180). */
+export function csv(rows) {
+  return rows.map((row) => row.map(quoted).join(",")).join("\r\n") + "\r\n";
+}
+
+function quoted(value) {
+  const text = cell(value);
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}

@@ -33,6 +33,8 @@ from rayzyme_actors.model_host import EncodedReactions
 from rayzyme_actors.screening import Screener, as_records, note_if_clamped, result_of
 
 _OPENED_KEPT: Final = 4
+_LOOK_EVERY_S: Final = 1.0
+_TRIAL_REACTION: Final = "OO.OO>>O=O.O.O"
 # A request of many reactions must not hold up those of others for longer than a scan or two.
 _SEARCHED_TOGETHER: Final = 8
 
@@ -70,6 +72,9 @@ class OnlineScreening:
         self._checkpoints = CheckpointRegistry(settings.home, settings.checkpoints.sources)
         self._opened: OrderedDict[tuple[Any, ...], asyncio.Task[Screener]] = OrderedDict()
         self._encoded: OrderedDict[tuple[str, str], _Encoded] = OrderedDict()
+        self._identities: dict[tuple[str, str], tuple[float, tuple[Any, ...]]] = {}
+        self._trial: asyncio.Task[ScreeningAnswer] | None = None
+        self._tried_at = 0.0
         self._mending: dict[str, asyncio.Task[None]] = {}
 
     async def screen(
@@ -130,6 +135,14 @@ class OnlineScreening:
             "timing": timing.told(),
         }
 
+    async def try_out(self) -> ScreeningAnswer:
+        """A tiny screen, at most one in a second however many ask. Errors as of `screen`."""
+        trial = self._trial
+        if trial is None or (trial.done() and time.monotonic() - self._tried_at > _LOOK_EVERY_S):
+            trial = self._trial = asyncio.get_running_loop().create_task(self.screen([_TRIAL_REACTION], top_k=1))
+            self._tried_at = time.monotonic()
+        return await asyncio.shield(trial)
+
     def screening_sets(self) -> list[dict[str, Any]]:
         """The sets known by name."""
         return [{"name": name, **self._library.open(name).info()} for name in self._library.names()]
@@ -145,7 +158,7 @@ class OnlineScreening:
 
     async def _screener(self, checkpoint: str, screening_set: str) -> Screener:
         """The actors of a checkpoint and a set as their files are now; opened once for all who ask meanwhile."""
-        key = await asyncio.to_thread(self._identify, checkpoint, screening_set)
+        key = await self._identity(checkpoint, screening_set)
         opening = self._opened.get(key)
         if opening is None:
             work = asyncio.to_thread(Screener, checkpoint, screening_set, settings=self._settings)
@@ -161,6 +174,15 @@ class OnlineScreening:
             if self._opened.get(key) is opening:
                 del self._opened[key]
             raise
+
+    async def _identity(self, checkpoint: str, screening_set: str) -> tuple[Any, ...]:
+        """What the files are, looked at once in a second at most."""
+        names, now = (checkpoint, screening_set), time.monotonic()
+        looked_at, key = self._identities.get(names, (-_LOOK_EVERY_S, ()))
+        if now - looked_at >= _LOOK_EVERY_S:
+            key = await asyncio.to_thread(self._identify, *names)
+            self._identities[names] = now, key
+        return key
 
     def _identify(self, checkpoint: str, screening_set: str) -> tuple[Any, ...]:
         """Only what the server's owner has put in place by name: a path from the wire is never opened."""

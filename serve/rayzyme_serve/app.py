@@ -7,10 +7,16 @@ from typing import Any, Final
 from fastapi import FastAPI
 from ray import serve
 
+from rayzyme.errors import ValidationError
 from rayzyme.settings import Settings, get_settings
+from rayzyme_serve.access import check_listening
 
 APPLICATION: Final = "rayzyme"
+"""Name of the application in Serve."""
+
 _DRAIN_S: Final = 20.0
+_RETRY_AFTER_S: Final = 1
+_REPLICA_CPUS: Final = 0.01
 
 
 @serve.deployment(name="online")
@@ -32,15 +38,28 @@ class OnlineEndpoint:
         return create_api(self._settings)
 
 
-def build(_arguments: dict[str, Any] | None = None) -> serve.Application:
-    """The Serve application, by the settings of this process."""
+def build(arguments: dict[str, Any] | None = None) -> serve.Application:
+    """The Serve application, by the settings of this process.
+
+    Raises:
+        ValidationError: There are arguments: settings come from the file and the environment. Or it would listen beyond loopback
+            and let everybody in.
+        DatabaseError: The database, which knows the tokens, cannot be used.
+    """
+    if arguments:
+        raise ValidationError(
+            f"the application takes no arguments, and was given {', '.join(arguments)}; settings are read from "
+            "RAYZYME_CONFIG and the environment"
+        )
     settings = get_settings()
+    check_listening(settings)
     deployment = OnlineEndpoint.options(
         max_ongoing_requests=settings.serve.max_running,
         max_queued_requests=settings.serve.max_queued,
-        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        # Whoever would wait for too long is told at once.
+        backpressure_config={"status_code": 429, "retry_after_s": _RETRY_AFTER_S},
         graceful_shutdown_timeout_s=_DRAIN_S,
-        ray_actor_options={"num_cpus": 0.01},
+        ray_actor_options={"num_cpus": _REPLICA_CPUS},
         # A new replica answers before its old one ends.
         max_surge_percent=100,
     )

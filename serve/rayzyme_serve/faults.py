@@ -30,6 +30,7 @@ STATUSES: Final[dict[type[Exception], int]] = {
     errors.NotFound: 404,
     errors.CheckpointMismatch: 409,
     errors.IdempotencyConflict: 409,
+    errors.NotReady: 409,
     errors.QuotaExceeded: 429,
     errors.TooManyRequests: 429,
     errors.DeviceUnavailable: 400,

@@ -11,6 +11,7 @@ from rayzyme.settings import Settings
 
 if TYPE_CHECKING:
     from rayzyme.jobs.store import JobStore
+    from rayzyme.jobs.watching import JobWatcher
     from rayzyme_actors.dispatcher import Dispatcher
     from rayzyme_actors.online import OnlineScreening
 
@@ -40,6 +41,13 @@ class Service:
         return store_of(self.settings)
 
     @cached_property
+    def watcher(self) -> JobWatcher:
+        """Who looks at the jobs that somebody follows."""
+        from rayzyme.jobs.watching import JobWatcher
+
+        return JobWatcher(self.store)
+
+    @cached_property
     def dispatcher(self) -> Dispatcher:
         """Where jobs are submitted."""
         from rayzyme_actors.dispatcher import Dispatcher
@@ -47,7 +55,7 @@ class Service:
         return Dispatcher()
 
 
-def service_of(request: Request) -> Service:
-    """The service of the application that a request came to."""
+async def service_of(request: Request) -> Service:
+    """The service of the application that a request came to; not a plain function, which FastAPI would call in a thread."""
     service: Service = request.app.state.service
     return service

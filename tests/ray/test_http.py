@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import socket
+import asyncio
 from collections.abc import Iterator
 
 import httpx
 import pytest
+import ray
+from ray import serve
+from tests.ray.dispatching import until
+from tests.support.http_load import PEROXIDE, Load
 
-from rayzyme_actors.screening import screen
-
-PEROXIDE = "OO.OO>>O=O.O.O"
+from rayzyme.settings import load_settings, use_settings
+from rayzyme_actors.screening import Screener, screen
+from rayzyme_serve.app import APPLICATION, build
 
 
 @pytest.fixture(scope="module")
-def client(ray_session: None) -> Iterator[httpx.Client]:
-    from ray import serve
-
-    from rayzyme_serve.app import build
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build(), name="rayzyme")
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as opened:
+def client(endpoint: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=endpoint, timeout=120) as opened:
         yield opened
-    serve.shutdown()
 
 
 def test_it_answers_as_python_does(client: httpx.Client) -> None:
@@ -35,6 +29,10 @@ def test_it_answers_as_python_does(client: httpx.Client) -> None:
     expected = screen([PEROXIDE], 5, filters={"ec": "1.11"})
     assert answer.json()["results"] == expected["results"]
     assert answer.json()["schema"] == "rayzyme.screen/1"
+    assert answer.json()["timing"].keys() == {"total_s", "queue_s", "encode_s", "search_s"}
+    assert [part.split(";")[0] for part in answer.headers["Server-Timing"].split(", ")] == [
+        "total", "queue", "encode", "search",
+    ]  # fmt: skip
 
 
 def test_it_is_healthy_and_lists_what_it_has(client: httpx.Client) -> None:
@@ -61,4 +59,51 @@ def test_mistakes_have_their_status_and_say_what_is_wrong(
 ) -> None:
     answer = client.post("/v1/screen", json=body)
     assert answer.status_code == status
-    assert message in answer.text
+    assert message in answer.json()["detail"]
+    assert answer.json().keys() == {"detail", "code"}
+
+
+def test_whoever_would_wait_for_too_long_is_told_to_come_again(endpoint: str) -> None:
+    """P56"""
+    settings = load_settings(overrides={"serve": {"max_running": 1, "max_queued": 1}})
+    use_settings(settings)
+    serve.run(build(), name="narrow", route_prefix="/narrow")
+    try:
+        answers = asyncio.run(_all_at_once(f"{endpoint}/narrow/v1/screen", 40))
+    finally:
+        serve.delete("narrow")
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert {answer.status_code for answer in refused} == {429}
+    assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
+    assert {answer.json()["code"] for answer in refused} == {"TooManyRequests"}
+    assert len(answers) - len(refused) >= 2
+
+
+def test_callers_who_ask_at_once_are_searched_for_together(endpoint: str) -> None:
+    answers = asyncio.run(_all_at_once(f"{endpoint}/v1/screen", 40))
+    assert all(answer.json()["results"] == answers[0].json()["results"] for answer in answers)
+    shards = [shard for screener in [Screener()] for shard in screener.shards]
+    assert max(shard.wait_until_ready()["most_together"] for shard in shards) > 1
+
+
+def test_a_new_version_takes_over_without_losing_a_request(endpoint: str) -> None:
+    before = _replicas()
+    use_settings(load_settings(overrides={"serve": {"embeddings_kept": 5_000}}))
+    with Load(f"{endpoint}/v1/screen") as load:
+        load.wait_for(20)
+        serve.run(build(), name=APPLICATION)
+        until(lambda: not before & _replicas(), seconds=60)
+        load.wait_for(20)
+    assert load.statuses == {200}
+
+
+def _replicas() -> set[str]:
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return {actor["name"] for actor in named if f"{APPLICATION}#online" in actor["name"]}
+
+
+async def _all_at_once(url: str, count: int) -> list[httpx.Response]:
+    async with httpx.AsyncClient(timeout=120) as client:
+        body = {"reactions": [PEROXIDE], "top_k": 3}
+        await client.post(url, json=body)
+        return await asyncio.gather(*(client.post(url, json=body) for _ in range(count)))

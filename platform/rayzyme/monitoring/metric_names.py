@@ -71,6 +71,10 @@ _PUBLISHED = (
     MetricDefinition("rayzyme_online_retries_total", "counter", None, (), "Calls of the HTTP endpoint that were made again because an actor was lost."),
     MetricDefinition("rayzyme_embeddings_remembered_total", "counter", None, (), "Reactions of HTTP requests whose embeddings were remembered."),
     MetricDefinition("rayzyme_embeddings_made_total", "counter", None, (), "Reactions of HTTP requests that had to be encoded."),
+    MetricDefinition(
+        "rayzyme_http_request_seconds", "histogram", "seconds", ("route", "method", "status"),
+        "Time from a request's arrival at a replica to the end of its answer, streamed events included; 499: the caller hung up.",
+    ),
     MetricDefinition("rayzyme_http_errors_total", "counter", None, ("code",), "Errors that the HTTP endpoint answered, by their code."),
     MetricDefinition(
         "rayzyme_lane_wait_seconds", "histogram", "seconds", ("actor", "lane"),

@@ -151,8 +151,8 @@ class EmbeddingShard:
             "pid": os.getpid(), "path": self._path,
             "start": self._start, "stop": self._stop, "device": self._device, "threads": self._threads,
             "scan_type": self._index.scan_type, "bytes": self._index.nbytes,
-            "longest_batch_step": self._executor.longest_batch_step, "most_together": self._most_together, "dropped": self._dropped,
-            "waiting": self._executor.waiting(),
+            "longest_batch_step": self._executor.longest_batch_step, "waiting": self._executor.waiting(),
+            "most_together": self._most_together, "dropped": self._dropped,
         }  # fmt: skip
 
     def _submit(self, start: Callable[[], Steps], lane: Lane) -> Future[Any]:

@@ -1,7 +1,8 @@
-"""Two lanes to one thread: online work goes before batch work, and batch work goes in short steps.
+"""Two lanes, each with a thread: online work goes before batch work, and batch work goes in short steps.
 
-Work is a generator that yields between its steps and returns its result. The thread takes whole online works first and
-otherwise one step of the oldest batch work, so an online request waits for one step at most.
+Work is a generator that yields between its steps and returns its result. No step of batch work begins while online work is there.
+One that has begun goes on beside it, at the lowest priority that the system's scheduler knows, so that on a CPU it takes what the
+online work leaves; a device that knows no priorities makes online work wait for that one step.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+from rayzyme_actors.thread_priority import step_back
 
 Lane = Literal["online", "batch"]
 Steps = Generator[None, None, Any]
+
+_LOWEST_PRIORITY: Final = 19
 
 
 @dataclass(slots=True)
@@ -27,70 +32,70 @@ class _Work:
 
 
 class LaneExecutor:
-    """The thread and its two lanes.
+    """The lanes and their threads.
 
     Attributes:
-        longest_batch_step: Seconds of the longest step of batch work so far: how long an online request may have waited.
+        longest_batch_step: Seconds of the longest step of batch work so far.
     """
 
     def __init__(self, name: str, prepare: Callable[[], None] | None = None) -> None:
-        """Start the thread; `prepare` runs in it first (thread-bound library settings)."""
+        """Start the threads; `prepare` runs in each of them first (thread-bound library settings)."""
         self._lanes: dict[Lane, deque[_Work]] = {"online": deque(), "batch": deque()}
-        self._wakened = threading.Condition()
+        self._changed = threading.Condition()
         self.longest_batch_step = 0.0
-        threading.Thread(target=self._run, args=(prepare,), name=name, daemon=True).start()
+        for lane in self._lanes:
+            threading.Thread(target=self._run, args=(lane, prepare), name=f"{name}-{lane}", daemon=True).start()
 
     def submit(self, start: Callable[[], Steps], lane: Lane) -> Future[Any]:
-        """Queue work; `start` makes the generator, in the thread. Cancelling the future stops the work between two steps."""
+        """Queue work; `start` makes the generator, in the lane's thread. Cancelling the future stops it between two steps."""
         work = _Work(start, Future())
-        with self._wakened:
+        with self._changed:
             self._lanes[lane].append(work)
-            self._wakened.notify()
+            self._changed.notify_all()
         return work.result
 
     def waiting(self) -> dict[Lane, int]:
         """How many works each lane holds, the one in progress included."""
         return {lane: len(works) for lane, works in self._lanes.items()}
 
-    def _run(self, prepare: Callable[[], None] | None) -> None:
+    def _run(self, lane: Lane, prepare: Callable[[], None] | None) -> None:
+        if lane == "batch":
+            step_back(_LOWEST_PRIORITY)
         if prepare is not None:
             prepare()
+        works, online = self._lanes[lane], self._lanes["online"]
         while True:
-            with self._wakened:
-                self._wakened.wait_for(lambda: any(self._lanes.values()))
-                lane: Lane = "online" if self._lanes["online"] else "batch"
-                work = self._lanes[lane][0]
-            # Only this thread takes works out, so the first one stays first while it is stepped.
+            with self._changed:
+                self._changed.wait_for(lambda: works and (lane == "online" or not online))
+                work = works[0]
+            # Only this thread takes works out of its lane, so the first one stays first while it is stepped.
             begin = time.perf_counter()
-            while not self._step(work):
-                if lane == "batch":
-                    self._note_batch_step(time.perf_counter() - begin)
-                    begin = time.perf_counter()
-                    if self._lanes["online"]:
-                        break
-            else:
-                self._lanes[lane].popleft()
+            has_ended = _step(work)
+            if lane == "batch":
+                self.longest_batch_step = max(self.longest_batch_step, time.perf_counter() - begin)
+            if has_ended:
+                with self._changed:
+                    works.popleft()
+                    self._changed.notify_all()
 
-    def _note_batch_step(self, seconds: float) -> None:
-        self.longest_batch_step = max(self.longest_batch_step, seconds)
 
-    def _step(self, work: _Work) -> bool:
-        """Do one step; True when the work has ended."""
-        try:
-            if work.result.cancelled():
-                if work.steps is not None:
-                    work.steps.close()
-                return True
-            if work.steps is None:
-                work.steps = work.start()
-            next(work.steps)
-        except StopIteration as done:
-            # The caller may cancel between the check above and here.
-            with suppress(InvalidStateError):
-                work.result.set_result(done.value)
+def _step(work: _Work) -> bool:
+    """Do one step; True when the work has ended."""
+    try:
+        if work.result.cancelled():
+            if work.steps is not None:
+                work.steps.close()
             return True
-        except BaseException as error:
-            with suppress(InvalidStateError):
-                work.result.set_exception(error)
-            return True
-        return False
+        if work.steps is None:
+            work.steps = work.start()
+        next(work.steps)
+    except StopIteration as done:
+        # The caller may cancel between the check above and here.
+        with suppress(InvalidStateError):
+            work.result.set_result(done.value)
+        return True
+    except BaseException as error:
+        with suppress(InvalidStateError):
+            work.result.set_exception(error)
+        return True
+    return False

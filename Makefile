@@ -24,8 +24,8 @@ lint: install ## Style, types on the ground floor, direction of imports
 bench: install ## Measure against peers; results go to benchmarks/results/
 	env -u PYTHONSAFEPATH $(BIN)/python -m benchmarks $(SUITES)
 
-serve: install ## Serve the HTTP endpoint on loopback
-	$(BIN)/python -m rayzyme_serve $(PORT)
+serve: install ## Start the platform with its web page on loopback, until Ctrl-C
+	$(BIN)/rayzyme up --foreground $(if $(PORT),--port $(PORT))
 
 install: $(VENV)/.installed
 

@@ -10,6 +10,7 @@ os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_raylet_start_wait_time_s="120", RAY_DEDUP_LOGS="0")
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -46,6 +47,46 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     use_settings(None)
     yield folder
     use_settings(None)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray with four logical CPUs, no dashboard."""
+    import ray
+
+    from rayzyme_actors.connection import OF_OUR_RAYS
+
+    os.environ.update(OF_OUR_RAYS)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+        namespace="rayzyme",
+        _system_config={"metrics_report_interval_ms": 1000},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def endpoint(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The HTTP endpoint on a real Ray Serve, in a home of its own; its URL. Serve cannot be started twice in one session."""
+    from ray import serve
+
+    from rayzyme.settings import load_settings, use_settings
+    from rayzyme_serve.app import APPLICATION, build
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    use_settings(load_settings(overrides={"home": str(tmp_path_factory.mktemp("endpoint-home"))}))
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build(), name=APPLICATION)
+    use_settings(None)
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
 
 
 @pytest.fixture(scope="session")

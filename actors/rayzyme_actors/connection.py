@@ -1,4 +1,4 @@
-"""Connecting to Ray: a running cluster where one is named, else a local Ray that asks for a token.
+"""Connecting to Ray: a running cluster where one is named, else the one of `rayzyme up`, else a local Ray that asks for a token.
 
 Ray reads `RAY_AUTH_MODE` when it is imported, and without it a program's local Ray writes a token into the home directory
 that later changes how `ray start` behaves. So Rayzyme always says which mode it wants, before the import.
@@ -9,25 +9,37 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rayzyme.settings import Settings, get_settings
+from rayzyme_actors.platform_record import listens, running_platform
 
 if TYPE_CHECKING:
     from rayzyme.jobs.store import JobStore
 
 logger = logging.getLogger(__name__)
 
+OF_OUR_RAYS: Final = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rayzyme_serve.front:middlewares",
+    "RAY_worker_niceness": "0",
+}
+"""Environment of every Ray that is started here. Serve's proxies tell errors in our words; and the actors that answer online have
+the priority of other programs, where Ray would give them the one of its batch work (15). Ours steps back by itself."""
+
 
 def settle_authentication() -> None:
     """Give this process's own local Ray a token of its own, in `RAYZYME_HOME`, unless the user has set a mode.
 
-    With a cluster's address in `RAY_ADDRESS` or the settings nothing is touched: its mode is its owner's business.
+    With a cluster's address in `RAY_ADDRESS` or the settings nothing is touched: its mode is its owner's business. The Ray that
+    `rayzyme up` runs is met with the mode and the token that it was started with.
     """
-    if "RAY_AUTH_MODE" in os.environ or "ray" in sys.modules or _address(get_settings()) is not None:
+    if "RAY_AUTH_MODE" in os.environ or "ray" in sys.modules or _named_address(get_settings()) is not None:
+        return
+    running = running_platform(get_settings().home)
+    if running is not None:
+        os.environ.update(running.authentication)
         return
     token_file = get_settings().home / "ray" / "auth_token"
     token_file.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +68,8 @@ def connect(settings: Settings | None = None) -> dict[str, Any]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # A GPU node's CPU actors must not see its GPUs.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+        if address is None:
+            os.environ.update({**OF_OUR_RAYS, **os.environ})
         options: dict[str, Any] = {
             "namespace": settings.ray.namespace,
             "log_to_driver": False,
@@ -90,7 +104,7 @@ def settings_that_find_ray(settings: Settings, store: JobStore) -> Settings | No
     if holder is None or holder.info.get("host") != os.uname().nodename:
         return None
     host, _, port = str(holder.info["address"]).rpartition(":")
-    if not _answers(host, int(port)):
+    if not listens(host, int(port)):
         return None
     found = {"address": holder.info["address"], "namespace": holder.info["namespace"]}
     return settings.model_copy(update={"ray": settings.ray.model_copy(update=found)})
@@ -103,7 +117,14 @@ def is_answering() -> bool:
     if not ray.is_initialized():
         return False
     host, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
-    return _answers(host, int(port))
+    return listens(host, int(port))
+
+
+def is_part_of_ray() -> bool:
+    """Whether this process is an actor's."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 def disconnect() -> None:
@@ -114,7 +135,7 @@ def disconnect() -> None:
 
 
 def names_cluster(settings: Settings) -> bool:
-    """Whether the settings or the environment name a running cluster."""
+    """Whether a running cluster is known: the settings or the environment name one, or `rayzyme up` runs it here."""
     return _address(settings) is not None
 
 
@@ -128,16 +149,15 @@ def _keep_warnings_off_stdout() -> None:
 
 
 def _address(settings: Settings) -> str | None:
+    named = _named_address(settings)
+    if named is not None:
+        return named
+    running = running_platform(settings.home)
+    return running.address if running is not None else None
+
+
+def _named_address(settings: Settings) -> str | None:
     return os.environ.get("RAY_ADDRESS") or settings.ray.address
-
-
-def _answers(host: str, port: int) -> bool:
-    """Whether somebody listens there; Ray itself would wait 20 s to find out."""
-    try:
-        socket.create_connection((host, port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def _write_once(token_file: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ from rayzyme.settings import Settings, get_settings, load_settings, use_settings
 from rayzyme.workflows import Task, Workflow, WorkflowBuilder, WorkflowResult
 from rayzyme_actors.callbacks import Callbacks
 from rayzyme_actors.cluster_capacity import cluster_capacity, largest_node
-from rayzyme_actors.connection import connect_to_scheduler, disconnect, is_answering
+from rayzyme_actors.connection import connect_to_scheduler, disconnect, is_answering, is_part_of_ray
 from rayzyme_actors.dispatcher_stats import dispatcher_stats
 from rayzyme_actors.explaining import explain_end, explain_from_store
 from rayzyme_actors.job_results import workflow_result, workflow_results
@@ -41,6 +42,8 @@ _LONGEST_QUESTION_S = 30.0
 _STOP_TIMEOUT_S = 30.0
 _CALLBACKS_S = 10.0
 _POKE_S = 1.0
+# Of the jobs that it submitted, as many as `stop` waits for at most.
+_REMEMBERED = 10_000
 
 
 class Dispatcher:
@@ -76,7 +79,7 @@ class Dispatcher:
         self._store = store_of(self.settings)
         self._callbacks = Callbacks(self._store)
         self._scheduler: Any = None
-        self._submitted: set[str] = set()
+        self._submitted: deque[str] = deque(maxlen=_REMEMBERED)
         if auto_start:
             self.start()
 
@@ -99,7 +102,7 @@ class Dispatcher:
         if self._scheduler is None:
             return
         end = time.monotonic() + (_STOP_TIMEOUT_S if wait else 0.0)
-        for job_id in sorted(self._submitted):
+        for job_id in self._submitted:
             if time.monotonic() < end and self.get_job_status(job_id) == JobState.RUNNING:
                 with suppress(TimeoutError):
                     self.wait_for_job(job_id, end - time.monotonic())
@@ -128,6 +131,7 @@ class Dispatcher:
         metadata: Mapping[str, Any] | None = None,
         owner: str | None = None,
         idempotency_key: str | None = None,
+        actor: str | None = None,
     ) -> str:
         """Accept a workflow; when this returns, the job is on the disk.
 
@@ -138,6 +142,7 @@ class Dispatcher:
             metadata: Kept with the job, as JSON; `deadline` counts for the strategy `edf`.
             owner: Whose job it is; None is the user of this process.
             idempotency_key: The same key of the same owner gives the same job, however often it is submitted.
+            actor: Who asks, for the audit log; None names the user and machine of this process.
 
         Returns:
             The job's id, `job_` and 12 hexadecimal digits.
@@ -151,7 +156,7 @@ class Dispatcher:
             DatabaseError: The database cannot be used; nothing was accepted.
         """
         submission = Submission(workflow, name, TaskPriority(priority), metadata or {}, owner, idempotency_key)
-        return self.submit_many([submission])[0]
+        return self.submit_many([submission], actor)[0]
 
     def submit_task(
         self, task: Task, name: str | None = None, priority: TaskPriority | int = TaskPriority.NORMAL, **more: Any
@@ -160,11 +165,12 @@ class Dispatcher:
         workflow = WorkflowBuilder(name or task.config.name).add_task(task, depends_on=[]).build()
         return self.submit_workflow(workflow, name, priority, **more)
 
-    def submit_many(self, submissions: Sequence[Submission | Workflow]) -> list[str]:
+    def submit_many(self, submissions: Sequence[Submission | Workflow], actor: str | None = None) -> list[str]:
         """Accept many at once, in one transaction: all or none.
 
         Args:
             submissions: Workflows, or `Submission`s with what `submit_workflow` takes.
+            actor: Who asks, for the audit log; None names the user and machine of this process.
 
         Returns:
             Their ids, in order. Errors as in `submit_workflow`.
@@ -176,7 +182,8 @@ class Dispatcher:
         prepared = [prepare(submission, self.settings, cluster, node) for submission in asked]
         self._hand_over(prepared)
         try:
-            job_ids = self._store.submit([item.request for item in prepared], quotas=scheduling_config(self.settings))
+            requests, quotas = [item.request for item in prepared], scheduling_config(self.settings)
+            job_ids = self._store.submit(requests, quotas=quotas, actor=actor)
         except RayzymeError:
             self._take_back(prepared)
             raise
@@ -186,7 +193,7 @@ class Dispatcher:
         for job_id, item in zip(job_ids, prepared, strict=True):
             if item.transient:
                 self._attached().bind.remote(item.transient_key, job_id)
-        self._submitted.update(job_ids)
+        self._submitted.extend(job_ids)
         self._poke()
         return job_ids
 
@@ -236,13 +243,17 @@ class Dispatcher:
             self._callbacks.wait_for(job_id, _CALLBACKS_S)
         return workflow_results(self._store, job_ids)
 
-    def cancel_job(self, job_id: str) -> bool:
+    def cancel_job(self, job_id: str, actor: str | None = None) -> bool:
         """Cancel a job, queued or running; False where it has ended already.
+
+        Args:
+            job_id: Which one.
+            actor: Who wants that, for the audit log; None names the user and machine of this process.
 
         Raises:
             UnknownJob: There is no such job (a `KeyError`).
         """
-        was_live = self._store.request_cancel(job_id)
+        was_live = self._store.request_cancel(job_id, actor)
         self._poke()
         return was_live
 
@@ -342,9 +353,9 @@ class Dispatcher:
     def _stay_connected(self) -> bool:
         """Whether the Ray that this program joined still answers. Where it is gone, the one that took its place is joined.
 
-        Ray itself would first wait, and then end this program.
+        Ray itself would first wait, and then end this program. An actor is a part of its Ray, and has no other.
         """
-        if self._scheduler is None or is_answering():
+        if self._scheduler is None or is_part_of_ray() or is_answering():
             return True
         logger.warning("the Ray that this program used is gone; joining the one of the scheduler, or starting one")
         self._scheduler = None

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from rayzyme.errors import InsufficientSpace, InvalidInput
 from rayzyme.models.devices import resolve_device
-from rayzyme.monitoring import get_metrics_collector
+from rayzyme.monitoring import get_metrics_collector, log_context
 from rayzyme.resources import available_memory
 from rayzyme.screening import ExactIndex, ScreeningSet
 from rayzyme.screening.answer import QUERY_COLUMN, SCORE_COLUMN
@@ -95,7 +96,12 @@ class EmbeddingShard:
         self._loaded = self._executor.submit(lambda: self._load(device), "online")
 
     async def search(
-        self, queries: NDArray[np.float32], k: int, filters: Mapping[str, Any] | None = None, lane: Lane = "online"
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        filters: Mapping[str, Any] | None = None,
+        lane: Lane = "online",
+        log_fields: Mapping[str, Any] = MappingProxyType({}),
     ) -> pa.Table:
         """The k best proteins of this slice.
 
@@ -104,13 +110,15 @@ class EmbeddingShard:
             k: Hits per query; fewer come where the slice, or what the filter admits of it, is smaller.
             filters: As in `rayzyme.screening.filters`.
             lane: "online" requests go first and are searched together; "batch" goes in steps.
+            log_fields: Whose request it is, for the lines that are logged here.
 
         Returns:
             Columns QUERY_COLUMN (int32), SCORE_COLUMN (float32), `protein_id` and metadata; best first for each query. Its
             schema tells how long the request waited, see `waited_s`.
         """
         await self._ready()
-        with get_metrics_collector().timed("rayzyme_search_seconds", tags={"lane": lane}):
+        with log_context(**log_fields), get_metrics_collector().timed("rayzyme_search_seconds", tags={"lane": lane}):
+            logger.debug("%d queries for %d hits, %s", len(queries), k, lane)
             asked_at = time.perf_counter()
             if lane == "batch":
                 steps = partial(self._search_alone, queries, k, filters, asked_at)

@@ -5,9 +5,11 @@ Where it cannot, the same machine is built from the store, and the answer says s
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
+from rayzyme.errors import UnknownJob
 from rayzyme.jobs.role import is_provably_gone
 from rayzyme.jobs.scheduling import SchedulerMachine
 from rayzyme.jobs.scheduling_events import CapacityChanged, Restored
@@ -23,8 +25,14 @@ _OUT_OF_REACH = (
 )
 
 
-def explain(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any]:
+def explain(store: JobStore, job_id: str, settings: Settings, within_s: float = math.inf) -> dict[str, Any]:
     """What `Dispatcher.explain` gives, with `sentences` for people.
+
+    Args:
+        store: Where the job is.
+        job_id: Which one.
+        settings: In force here.
+        within_s: Seconds that the scheduler is given for its answer.
 
     Raises:
         UnknownJob: There is no such job.
@@ -33,7 +41,11 @@ def explain(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any]:
     if over is not None:
         return over
     holder = store.role()
-    answer = None if holder is None else _ask(store, job_id, settings)
+    try:
+        answer = None if holder is None else _ask(store, job_id, settings, within_s)
+    except UnknownJob:
+        # It ended between the two questions.
+        answer = explain_end(store, job_id)
     if answer is not None:
         return answer
     told = explain_from_store(store, job_id, settings)
@@ -42,7 +54,7 @@ def explain(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any]:
     return told | {"sentences": [*told["sentences"], NO_SCHEDULER if is_gone else _OUT_OF_REACH.format(**known)]}
 
 
-def _ask(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any] | None:
+def _ask(store: JobStore, job_id: str, settings: Settings, within_s: float) -> dict[str, Any] | None:
     """What the scheduler answers; None where this program cannot reach it. No Ray is started for that."""
     from rayzyme_actors.connection import connect, settings_that_find_ray
 
@@ -52,7 +64,7 @@ def _ask(store: JobStore, job_id: str, settings: Settings) -> dict[str, Any] | N
     connect(reachable)
     from rayzyme_actors.scheduler import ask_scheduler
 
-    answer: dict[str, Any] | None = ask_scheduler(reachable, "explain", job_id)
+    answer: dict[str, Any] | None = ask_scheduler(reachable, "explain", job_id, within_s=within_s)
     return answer
 
 

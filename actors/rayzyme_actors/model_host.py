@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from rayzyme.chemistry import PreparedReaction, prepare_reactions
 from rayzyme.errors import InvalidReaction, MissingExtra
 from rayzyme.models import load_checkpoint
 from rayzyme.models.encoder import Embeddings
-from rayzyme.monitoring import get_metrics_collector
+from rayzyme.monitoring import get_metrics_collector, log_context
 from rayzyme.proteins import Protein
 from rayzyme.settings import Settings
 from rayzyme_actors.actor_process import set_up_actor
@@ -60,10 +61,17 @@ class ModelHost:
         self._executor = LaneExecutor("model", lambda: torch.set_num_threads(threads))
         self._loaded = self._executor.submit(lambda: self._load(checkpoint, device), "online")
 
-    async def encode_reactions(self, reactions: Sequence[str], lane: Lane = "online") -> EncodedReactions:
-        """Prepare (parse, atom-map where the model needs it) and embed reactions; a bad one does not stop the others."""
+    async def encode_reactions(
+        self, reactions: Sequence[str], lane: Lane = "online", log_fields: Mapping[str, Any] = MappingProxyType({})
+    ) -> EncodedReactions:
+        """Prepare (parse, atom-map where the model needs it) and embed reactions; a bad one does not stop the others.
+
+        `log_fields` tell whose request it is, for the lines that are logged here.
+        """
         await self._ready()
-        return await self._submit(lambda: self._encode_reactions(reactions), lane)
+        with log_context(**log_fields):
+            logger.debug("%d reactions, %s", len(reactions), lane)
+            return await self._submit(lambda: self._encode_reactions(reactions), lane)
 
     async def encode_proteins(self, proteins: Sequence[Protein], lane: Lane = "batch") -> Embeddings:
         """Embed proteins: float32 (n, d), unit rows.

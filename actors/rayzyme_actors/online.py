@@ -23,6 +23,7 @@ from rayzyme.chemistry import PreparedReaction
 from rayzyme.errors import InvalidReaction, NotFound, WorkerLost
 from rayzyme.models.checkpoints import CheckpointRegistry
 from rayzyme.monitoring import get_metrics_collector
+from rayzyme.monitoring.logs import log_fields
 from rayzyme.screening.answer import SCHEMA, ReactionResult, ScreeningAnswer, merge_hits
 from rayzyme.screening.library import ScreeningSetLibrary
 from rayzyme.settings import Settings
@@ -237,7 +238,7 @@ class OnlineScreening:
         missing = list(dict.fromkeys(text for text in reactions if text not in found))
         metrics.increment("rayzyme_embeddings_remembered_total", len(found))
         if missing:
-            answer: EncodedReactions = await self._call(screener.host, "encode_reactions", missing, lane)
+            answer: EncodedReactions = await self._call(screener.host, "encode_reactions", missing, lane, log_fields())
             rows = iter(answer.embeddings)
             metrics.increment("rayzyme_embeddings_made_total", len(missing))
             for text, prepared in zip(missing, answer.prepared, strict=True):
@@ -266,9 +267,8 @@ class OnlineScreening:
         timing: _Timing,
     ) -> list[pa.Table]:
         begin = time.perf_counter()
-        calls = [
-            asyncio.ensure_future(self._call(shard, "search", queries, k, filters, lane)) for shard in screener.shards
-        ]
+        question = queries, k, filters, lane, log_fields()
+        calls = [asyncio.ensure_future(self._call(shard, "search", *question)) for shard in screener.shards]
         try:
             parts: list[pa.Table] = await asyncio.gather(*calls)
         finally:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from rayzyme.errors import DamagedFile
 from rayzyme.jobs.role import ProcessIdentity, is_provably_gone
@@ -49,10 +51,15 @@ class PlatformRecord:
         host, _, port = self.address.rpartition(":")
         return listens(host, int(port))
 
+    def endpoint_listens(self) -> bool:
+        """Whether somebody is at the endpoint."""
+        url = urlsplit(self.endpoint)
+        return bool(url.hostname and url.port and listens(url.hostname, url.port))
+
 
 def record_file(home: Path) -> Path:
-    """Where it is."""
-    return home / "ray" / "up.json"
+    """Where it is: machines may share a home, and each has its own."""
+    return home / "ray" / f"up-{os.uname().nodename}.json"
 
 
 def read_record(home: Path) -> PlatformRecord | None:
@@ -76,6 +83,12 @@ def read_record(home: Path) -> PlatformRecord | None:
         raise DamagedFile(
             f"{path} cannot be read ({error}); end the processes of Ray that `rayzyme up` started, then delete it"
         ) from None
+
+
+def running_platform(home: Path) -> PlatformRecord | None:
+    """What runs on this machine by `rayzyme up`; None where nothing does. Errors as `read_record`."""
+    record = read_record(home)
+    return record if record is not None and record.is_running() else None
 
 
 def write_record(home: Path, record: PlatformRecord) -> None:

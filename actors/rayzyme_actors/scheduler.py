@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
@@ -142,17 +143,25 @@ def start_scheduler(settings: Settings, *only: str) -> Any:
 
 
 def ask_scheduler(
-    settings: Settings, method: str, *arguments: Any, only: Sequence[str] = (), absent: Any = None
+    settings: Settings,
+    method: str,
+    *arguments: Any,
+    only: Sequence[str] = (),
+    absent: Any = None,
+    within_s: float = math.inf,
 ) -> Any:
-    """The answer of the connected cluster's scheduler, which is waited for; `absent` where there is none."""
+    """The answer of the connected cluster's scheduler, which is waited for; `absent` where there is none, or none in time."""
+    end = time.monotonic() + within_s
     while True:
         try:
             handle = ray.get_actor(scheduler_name(settings, *only), settings.ray.namespace)
         except ValueError:
             return absent
         try:
-            return ray.get(getattr(handle, method).remote(*arguments), timeout=_ANSWER_S)
+            return ray.get(getattr(handle, method).remote(*arguments), timeout=min(_ANSWER_S, within_s))
         except (ActorDiedError, ActorUnavailableError, GetTimeoutError):
+            if time.monotonic() >= end:
+                return absent
             time.sleep(_ASKED_AGAIN_S)
 
 

@@ -137,8 +137,9 @@ def _shard(
 ) -> LongLivedActor:
     # On a GPU the rows pass through host memory and do not stay there.
     row_bytes = 0 if plan.num_gpus else opened.dimension * _BYTES_HELD[opened.embedding_type]
+    reserve = f"reserve-{settings.resources.memory.reserve_ratio:g}"
     return LongLivedActor(
-        name=f"{SHARD_PREFIX}{opened.digest[:16]}:{number + 1}-of-{count}:{device}:reserve-{settings.resources.memory.reserve_ratio:g}",
+        name=f"{SHARD_PREFIX}{opened.digest[:16]}:{number + 1}-of-{count}:{device}:{reserve}",
         actor_class=EmbeddingShard,
         arguments=(
             str(opened.path), opened.digest, plan.start, plan.stop, device, plan.threads, settings.resources.memory.reserve_ratio,

@@ -118,6 +118,10 @@ class TooManyRequests(RayzymeError):
         self.retry_after_s = retry_after_s
 
 
+class NotReady(RayzymeError):
+    """The result of a job that has not ended; it may be there later."""
+
+
 class UnknownJob(NotFound, KeyError):
     """No job has that id."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +109,17 @@ def read_proteins(path: str | Path) -> Iterator[Protein | RejectedProtein]:
     raise InvalidInput(
         f"{path}: unknown kind of protein file {kind!r}; give a {known} file (also .gz) or a folder of structures"
     )
+
+
+def proteins_of(rows: Sequence[Mapping[str, str]]) -> Iterator[Protein | RejectedProtein]:
+    """Proteins that are given as rows of a table: `protein_id`, `sequence` and metadata. Their lines count from 1.
+
+    No row names a structure: rows may come from somebody who is to open no file here.
+    """
+    first_line: dict[str, int] = {}
+    for line, row in enumerate(rows, start=1):
+        metadata = {name: value for name, value in row.items() if name not in ("protein_id", "sequence")}
+        yield _accept(line, row["protein_id"].strip(), row["sequence"], None, metadata, first_line)
 
 
 def read_proteins_csv(path: str | Path) -> Iterator[Protein | RejectedProtein]:

@@ -279,10 +279,14 @@ class ServeSettings(_Section):
         max_body_mb: MB (2^20 bytes) of a request body.
         max_reactions: Reactions in a request that is answered at once; jobs may have more.
         max_job_reactions: Reactions in a job that is submitted over HTTP.
+        max_job_proteins: Proteins of its own that such a job may bring.
+        max_job_hits: Hits that it may ask for, over all of its reactions.
         max_reaction_length: Characters of a reaction SMILES.
+        max_sequence_length: Residues of a protein.
         max_top_k: Hits per reaction.
         requests_per_minute: Of each token, or of each address where nobody has a token; None does not limit them.
         embeddings_kept: Reaction embeddings that a replica remembers.
+        max_followers: Streams of jobs' events that one replica keeps open, beside `max_running`; more are answered 429.
     """
 
     host: str = "127.0.0.1"
@@ -294,10 +298,14 @@ class ServeSettings(_Section):
     max_body_mb: PositiveInt = 1
     max_reactions: PositiveInt = 256
     max_job_reactions: PositiveInt = 10_000
+    max_job_proteins: PositiveInt = 10_000
+    max_job_hits: PositiveInt = 2_000_000
     max_reaction_length: PositiveInt = 5_000
+    max_sequence_length: PositiveInt = 10_000
     max_top_k: PositiveInt = 10_000
     requests_per_minute: PositiveInt | None = None
     embeddings_kept: PositiveInt = 10_000
+    max_followers: PositiveInt = 32
 
 
 class LoggingSettings(_Section):
@@ -358,6 +366,11 @@ class Settings(BaseSettings):
     def runs(self) -> Path:
         """Folder of what the tasks of jobs write and print, by job."""
         return self.home / "runs"
+
+    @property
+    def results(self) -> Path:
+        """Folder of what jobs give that were submitted over HTTP, a folder each."""
+        return self.home / "results"
 
     @property
     def cache(self) -> Path:

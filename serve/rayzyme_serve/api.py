@@ -7,7 +7,7 @@ from fastapi_offline import FastAPIOffline
 
 import rayzyme
 from rayzyme.settings import Settings
-from rayzyme_serve import access, faults, health, jobs, page, screening
+from rayzyme_serve import access, faults, health, jobs, page, screening, status
 from rayzyme_serve.service import Service
 
 
@@ -21,7 +21,7 @@ def create_api(settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,
     )
     api.state.service = Service(settings)
-    for router in (screening.router, jobs.router, health.router, page.router):
+    for router in (screening.router, jobs.router, health.router, status.router, page.router):
         api.include_router(router)
     faults.install(api)
     access.install(api, settings)

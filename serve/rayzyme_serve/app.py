@@ -54,7 +54,8 @@ def build(arguments: dict[str, Any] | None = None) -> serve.Application:
     settings = get_settings()
     check_listening(settings)
     deployment = OnlineEndpoint.options(
-        max_ongoing_requests=settings.serve.max_running,
+        # Who follows a job waits most of the time.
+        max_ongoing_requests=settings.serve.max_running + settings.serve.max_followers,
         max_queued_requests=settings.serve.max_queued,
         # Whoever would wait for too long is told at once.
         backpressure_config={"status_code": 429, "retry_after_s": _RETRY_AFTER_S},
@@ -62,6 +63,8 @@ def build(arguments: dict[str, Any] | None = None) -> serve.Application:
         ray_actor_options={"num_cpus": _REPLICA_CPUS},
         # A new replica answers before its old one ends.
         max_surge_percent=100,
+        # Requests are told of once, by `RequestFrame`.
+        logging_config={"enable_access_log": False},
     )
     application: serve.Application = deployment.bind(settings)
     return application

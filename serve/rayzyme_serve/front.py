@@ -1,8 +1,9 @@
 """What Ray Serve's proxies add for us: what they themselves answer is told as everything else is.
 
-A proxy tells in plain text, in words of Serve, of a replica that died under a request (500), of one that is missing (503), of too
-many requests (429) and of one that took too long (408). A replica's death is no fault of the request: it is a 503 here, for it can
-be asked again. Serve finds `middlewares` by the environment variable that `rayzyme_actors.connection` sets for each Ray of ours.
+A proxy tells in plain text, in words of Serve, of a replica that died under a request (500), of one that is missing (503), of
+too many requests (429) and of one that took too long (408). A replica's death is no fault of the request: it is a 503 here, for
+it can be asked again. Serve finds `middlewares` by the environment variable that `rayzyme_actors.connection` sets for each Ray of
+ours.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from rayzyme_serve.access import require
 from rayzyme_serve.service import Service, service_of
 
 router = APIRouter(
-    prefix="/v1", tags=["screening"], dependencies=[Depends(require(Role.VIEWER))], responses=faults.responses(401, 403, 429)
+    prefix="/v1", tags=["screening"], dependencies=[Depends(require(Role.VIEWER))], responses=faults.responses(401, 403, 429, 503)
 )  # fmt: skip
 Asked = Annotated[Service, Depends(service_of)]
 
@@ -62,7 +62,7 @@ class ScreenRequest(BaseModel):
         return top_k
 
 
-@router.post("/screen", response_model=ScreeningAnswer, responses=faults.responses(400, 404, 408, 409, 413, 422, 503))
+@router.post("/screen", response_model=ScreeningAnswer, responses=faults.responses(400, 404, 408, 409, 413, 422))
 async def screen(request: ScreenRequest, service: Asked) -> Response:
     """Rank the proteins of a screening set for each reaction."""
     answer = await service.screening.screen(

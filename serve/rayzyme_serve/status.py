@@ -72,7 +72,7 @@ class PlatformStatus(BaseModel):
     cluster: ClusterFigures | None
 
 
-@router.get("/status", response_model=PlatformStatus, responses=faults.responses(401, 403, 429, 503))
+@router.get("/status", response_model=PlatformStatus, responses=faults.responses(401, 403, 422, 429, 503))
 def status(
     service: Annotated[Service, Depends(service_of)],
     caller: Annotated[access.Caller, Depends(access.require(access.Role.VIEWER))],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -107,3 +109,12 @@ async def _all_at_once(url: str, count: int) -> list[httpx.Response]:
         body = {"reactions": [PEROXIDE], "top_k": 3}
         await client.post(url, json=body)
         return await asyncio.gather(*(client.post(url, json=body) for _ in range(count)))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_programs_of_the_guide_run(endpoint: str, number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "online.md").read_text()
+    program = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)[number]
+    exec(program.replace("http://127.0.0.1:8000", endpoint), {})
+    printed = capsys.readouterr().out
+    assert ("search_s" if number == 0 else "reaction_id,reaction,rank,protein_id,score,ec") in printed.replace('"', "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ import pytest
 import ray
 
 from rayzyme.errors import InvalidInput, InvalidReaction, NotFound, WorkerLost
+from rayzyme.monitoring.logs import log_fields
 from rayzyme.screening import CheckpointRef, ScreeningSet
 from rayzyme.settings import get_settings, load_settings
 from rayzyme_actors.embedding_shard import EmbeddingShard
@@ -142,3 +144,11 @@ def test_nobody_is_searched_for_who_has_hung_up(shard: EmbeddingShard) -> None:
         assert (await shard.describe())["dropped"] == before + 2
 
     asyncio.run(story())
+
+
+def test_the_lines_of_a_shard_tell_whose_request_it_is(shard: EmbeddingShard, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "rayzyme_actors")
+    seen = []
+    caplog.handler.addFilter(lambda record: seen.append((record.getMessage(), log_fields())) or True)
+    asyncio.run(shard.search(np.eye(16, dtype=np.float32)[:1], 3, log_fields={"request_id": "r1"}))
+    assert ("1 queries for 3 hits, online", {"request_id": "r1"}) in seen

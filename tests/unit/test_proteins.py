@@ -17,6 +17,7 @@ from rayzyme.proteins import (
     AMINO_ACIDS,
     Protein,
     RejectedProtein,
+    proteins_of,
     read_fasta,
     read_proteins,
     read_proteins_csv,
@@ -97,6 +98,21 @@ def test_tables_of_all_origins_read_the_same(write: Write, content: bytes, zippe
     path = write("p.csv.gz", gzip.compress(content)) if zipped else write("p.csv", content)
 
     assert list(read_proteins(path)) == [Protein("P1", "MKV")]
+
+
+def test_rows_are_checked_as_those_of_a_table_and_name_no_structure() -> None:
+    rows = [
+        {"protein_id": " P1 ", "sequence": "mkv", "organism": "human", "cif": "/etc/passwd"},
+        {"protein_id": "P1", "sequence": "MK"},
+        {"protein_id": "P2", "sequence": "M1"},
+    ]
+
+    good, *rejected = proteins_of(rows)
+
+    assert good == Protein("P1", "MKV", None, {"organism": "human", "cif": "/etc/passwd"})
+    assert [(entry.line, entry.protein_id) for entry in rejected if isinstance(entry, RejectedProtein)] == [
+        (2, "P1"), (3, "P2"),
+    ]  # fmt: skip
 
 
 def test_tab_separated_tables(write: Write) -> None:

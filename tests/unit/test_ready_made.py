@@ -20,6 +20,7 @@ from rayzyme.workflows.ready_made import (
     create_evaluation_workflow,
     create_full_pipeline,
     create_screening_workflow,
+    create_set_evaluation_workflow,
     create_simple_screening_workflow,
 )
 from rayzyme.workflows.specs import load_task, plan_from_spec, to_spec
@@ -102,6 +103,27 @@ def test_the_full_pipeline_evaluates_and_reports_too() -> None:
     folders = {arguments[name]["output_dir"] for name in (*PIPELINE[3:], "evaluate_screening", "generate_report")}
     assert folders == {str(Path("results/full_pipeline").absolute())}
     assert arguments["evaluate_screening"]["release"] == "always"
+
+
+def test_a_set_is_evaluated_by_ranking_it_whole() -> None:
+    """D62"""
+    known = [{"reaction": REACTIONS[0], "known_enzymes": ["P1"]}]
+    workflow = create_set_evaluation_workflow("baseline", known, "mine", "out", ["TopK"], "cpu")
+    assert names(workflow) == [*PIPELINE[:3], "evaluate_screening", "generate_report"]
+    arguments = stored(workflow)["evaluate_screening"]
+    assert (arguments["ground_truth_csv"], arguments["screening_set_path"]) == (known, "mine")
+    with pytest.raises(InvalidInput, match="reaction 1 is 7"):
+        create_set_evaluation_workflow("baseline", [7])  # type: ignore[list-item]
+
+
+def test_proteins_may_be_given_as_they_are() -> None:
+    """D61"""
+    proteins = [{"protein_id": "P1", "sequence": "MKV", "organism": "human"}]
+    arguments = stored(create_screening_workflow("baseline", REACTIONS, proteins))
+    assert arguments["build_screening_set"]["proteins_csv"] == proteins
+    for wrong in ([{"protein_id": "P1"}], [{"protein_id": "P1", "sequence": 7}], ["MKV"]):
+        with pytest.raises(InvalidInput, match="protein 1 is"):
+            create_screening_workflow("baseline", REACTIONS, wrong)  # type: ignore[arg-type]
 
 
 def test_a_given_set_is_screened_by_two_tasks() -> None:

@@ -29,6 +29,8 @@ from rayzyme.workflows.tasks import (
     RunScreeningTask,
     ValidateCheckpointTask,
 )
+from rayzyme.workflows.tasks.ground_truth import KnownEnzymes
+from rayzyme.workflows.tasks.proteins import Proteins
 
 ETHANOL = "CCO>>CC=O"
 ACETATE = "CC(=O)OCC.O>>CC(=O)O.CCO"
@@ -82,11 +84,11 @@ def screen_task(**arguments: Any) -> RunScreeningTask:
     return RunScreeningTask(TaskConfig("run_screening"), **{"reactions": REACTIONS, "top_k": 5} | arguments)
 
 
-def build_task(proteins: Path, output: Path, **arguments: Any) -> BuildScreeningSetTask:
+def build_task(proteins: Proteins, output: Path, **arguments: Any) -> BuildScreeningSetTask:
     return BuildScreeningSetTask(TaskConfig("build_screening_set"), proteins, output, **arguments)
 
 
-def evaluate_task(truth: Path, output: Path, **arguments: Any) -> EvaluateScreeningTask:
+def evaluate_task(truth: KnownEnzymes, output: Path, **arguments: Any) -> EvaluateScreeningTask:
     return EvaluateScreeningTask(TaskConfig("evaluate_screening"), truth, output, **arguments)
 
 
@@ -199,6 +201,18 @@ class TestBuildScreeningSet:
         assert "1 protein(s)" in error
         assert "line 3" in error
         assert services.encoder.embedded == []
+
+    def test_proteins_that_are_given_make_the_same_set_as_their_file(
+        self, job: TaskRunner, proteins_csv: Path, tmp_path: Path
+    ) -> None:
+        """D64, D66"""
+        given = [{"protein_id": name, "sequence": sequence} for name, sequence in PROTEINS.items()]
+        assert job.complete(build_task(given, tmp_path / "given"))["proteins"] == len(PROTEINS)
+        job.complete(build_task(proteins_csv, tmp_path / "read"))
+        digests = {ScreeningSet.open(tmp_path / name / "screening_set.arrow").digest for name in ("given", "read")}
+        assert len(digests) == 1
+        error = job.fail(build_task([{"protein_id": "b", "sequence": "M1T"}], tmp_path / "bad", strict=True))
+        assert "1 protein(s) of the 1 that were given cannot be used" in error
 
     def test_a_build_that_was_lost_goes_on_where_it_stopped(
         self, job: TaskRunner, tmp_path: Path, services: FakeScreening
@@ -332,6 +346,24 @@ class TestRunScreening:
 
 
 class TestEvaluateScreening:
+    def test_known_enzymes_and_the_set_may_be_given(self, job: TaskRunner, screening_set: Path, tmp_path: Path) -> None:
+        """D64, D67"""
+        known = [
+            {"reaction": ETHANOL, "known_enzymes": [next(iter(PROTEINS)), "absent"]},
+            {"reaction": "nonsense", "known_enzymes": ["P1"]},
+        ]
+        document = job.complete(evaluate_task(known, tmp_path / "out", screening_set_path=screening_set))
+        assert (document["ranking"], document["num_total"], document["num_missing_actives"]) == (
+            "full",
+            len(PROTEINS),
+            1,
+        )
+        truth = document["ground_truth"]
+        assert (truth["file"], truth["reactions"], truth["rejected"]) == ("given", 1, 1)
+        assert "reaction 2" in truth["first_rejected"][0]
+        unknown = job.fail(evaluate_task([ETHANOL], tmp_path / "out", screening_set_path=screening_set))
+        assert "at least one reaction that can be read must have known_enzymes" in unknown
+
     def test_the_whole_ranking_is_measured(self, job: TaskRunner, screening_set: Path, tmp_path: Path) -> None:
         """D64, D67"""
         job.share(screening_set_path=str(screening_set))

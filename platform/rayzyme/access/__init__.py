@@ -12,20 +12,15 @@ from rayzyme.access.loopback import is_loopback
 from rayzyme.access.rates import RateLimiter
 
 if TYPE_CHECKING:
-    from rayzyme.access.refusals import RefusalLog
     from rayzyme.access.tokens import AccessToken, TokenStore
 
-__all__ = ["AccessToken", "Caller", "RateLimiter", "RefusalLog", "Role", "TokenStore", "is_loopback", "local_caller"]
+__all__ = ["AccessToken", "Caller", "RateLimiter", "Role", "TokenStore", "is_loopback", "local_caller"]
 
 
 def __getattr__(name: str) -> Any:
-    """The parts whose database library takes its time to load."""
+    """The tokens, whose database library takes its time to load."""
     if name in ("AccessToken", "TokenStore"):
         from rayzyme.access import tokens
 
         return getattr(tokens, name)
-    if name == "RefusalLog":
-        from rayzyme.access.refusals import RefusalLog
-
-        return RefusalLog
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ class Role(StrEnum):
 
     Attributes:
         VIEWER: Read: sets, checkpoints, screens, everybody's jobs.
-        USER: Submit jobs, and see, explain and cancel their own.
+        USER: Submit jobs, explain and cancel their own; of jobs they see only these.
         ADMIN: Everything.
     """
 

@@ -27,6 +27,7 @@ _SECRET: Final = re.compile(rf"{_PREFIX}[A-Za-z0-9]{{{_LENGTH}}}")
 _NAME: Final = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
 _LONGEST_OWNER: Final = 256
 _LONGEST_LIFE_S: Final = 3650 * 86400.0
+_LARGEST_ID: Final = 2**63 - 1
 _SECTION: Final = "access tokens"
 
 
@@ -53,7 +54,7 @@ class AccessToken:
     revoked_at: datetime | None = None
 
     def state(self, now: datetime) -> str:
-        """ "valid", "expired" or "revoked"."""
+        """One of "valid", "expired", "revoked"."""
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and self.expires_at <= now else "valid"
@@ -141,7 +142,8 @@ class TokenStore:
             NotFound: There is none that was not revoked before.
         """
         now = self._clock()
-        chosen = Token.id == int(name_or_id) if str(name_or_id).isdecimal() else Token.name == str(name_or_id)
+        asked = str(name_or_id)
+        chosen = Token.id == min(int(asked), _LARGEST_ID) if asked.isdecimal() else Token.name == asked
         with self.database.begin(exclusive=_SECTION) as connection:
             # Of one name there may be expired ones too; the newest is meant.
             wanted = _TOKENS.where(chosen, Token.revoked_at.is_(None)).order_by(Token.id.desc()).limit(1)

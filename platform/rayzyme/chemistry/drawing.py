@@ -38,13 +38,14 @@ class _Piece:
     may_begin_row: bool = False
 
 
-def draw_reaction(text: str, width: int = 700, height: int | None = 180) -> str:
+def draw_reaction(text: str, width: int = 700, height: int | None = 180, max_height: int | None = None) -> str:
     """Draw a reaction on a transparent background; atom maps and agents are left out, equal molecules counted.
 
     Args:
         text: Reaction SMILES.
         width: Width in pixels; the picture scales without loss, and molecules are never larger than usual.
         height: Height in pixels; None makes it as high as the drawing is at this width.
+        max_height: Height in pixels that it then has at most.
 
     Returns:
         An `<svg>` element without XML prolog, with a title for screen readers.
@@ -52,16 +53,17 @@ def draw_reaction(text: str, width: int = 700, height: int | None = 180) -> str:
     Raises:
         InvalidReaction: It cannot be read or drawn, or the size is not positive.
     """
-    if width <= 0 or (height is not None and height <= 0):
-        raise InvalidReaction(f"a drawing of {width} x {height} pixels is impossible; give positive sizes")
+    limit = max_height if height is None else height
+    if width <= 0 or (limit is not None and limit <= 0):
+        raise InvalidReaction(f"a drawing of {width} x {limit} pixels is impossible; give positive sizes")
     reaction = parse_reaction(text)
     try:
         pieces = [*_side(reaction.reactants), _arrow(), *_side(reaction.products)]
     except (RuntimeError, ValueError) as fault:
         raise InvalidReaction(f"reaction ({abbreviated(text)}): RDKit cannot draw it: {fault}") from fault
     layouts = [_rows(pieces, width * factor) for factor in (1.0, 1.3, 1.7, 2.5, 4.0)]
-    rows = min(layouts, key=lambda rows: _shrinking(rows, width, height))
-    return _picture(rows, width, height, title=f"Reaction {reaction.equation}")
+    rows = min(layouts, key=lambda rows: _shrinking(rows, width, limit))
+    return _picture(rows, width, height, _shrinking(rows, width, limit), title=f"Reaction {reaction.equation}")
 
 
 def _side(side: str) -> list[_Piece]:
@@ -161,8 +163,7 @@ def _shrinking(rows: list[list[_Piece]], width: int, height: int | None) -> floa
     return max(1.0, natural_width / width, natural_height / height if height else 0.0)
 
 
-def _picture(rows: list[list[_Piece]], width: int, height: int | None, title: str) -> str:
-    shrinking = _shrinking(rows, width, height)
+def _picture(rows: list[list[_Piece]], width: int, height: int | None, shrinking: float, title: str) -> str:
     _, natural_height = _size(rows)
     shown_height = round(natural_height / shrinking) if height is None else height
     view_width, view_height = width * shrinking, shown_height * shrinking

@@ -20,6 +20,7 @@ from rayzyme.jobs import capacity_leases
 from rayzyme.jobs.durations import DurationBook, JobDuration
 from rayzyme.jobs.fair_share import UsageBook
 from rayzyme.jobs.job import Job
+from rayzyme.jobs.look import JobLook
 from rayzyme.jobs.records import AttemptRecord, EventRecord, JobRecord, TaskRecord
 from rayzyme.jobs.rows import (
     ATTEMPT,
@@ -41,6 +42,7 @@ from rayzyme.jobs.rows import (
 )
 from rayzyme.jobs.states import FINAL, JobState
 from rayzyme.jobs.usage_accounts import usage_book
+from rayzyme.monitoring.progress_sharing import shared_progress
 
 # Each with the times of its newest attempt.
 _NEWEST = and_(ATTEMPT.c.job_id == TASK.c.job_id, ATTEMPT.c.task == TASK.c.name, ATTEMPT.c.number == TASK.c.attempt)
@@ -53,6 +55,10 @@ _CHANGED_VERSIONS: Final = (
 )
 _NUMBERED: Final = _JOBS_IN_ORDER.where(JOB.c.id.in_(bindparam("numbers", expanding=True)))
 _SPECS: Final = select(JOB.c.public_id, JOB.c.spec).where(JOB.c.public_id.in_(bindparam("ids", expanding=True)))
+_LOOKED_AT: Final = select(JOB.c.public_id, JOB.c.state, JOB.c.version, JOB.c.error_message).where(
+    JOB.c.public_id.in_(bindparam("ids", expanding=True))
+)
+_LOOKED_AT_TOGETHER: Final = 500
 _LIVE: Final = [state.value for state in JobState if state not in FINAL]
 _KEPT_LOOKS: Final = 32
 # Of jobs that ended before anybody looked for changes, by the clocks of those who ended them.
@@ -97,7 +103,13 @@ class JobReader:
         return found[0]
 
     def records(
-        self, *, states: Sequence[JobState] | None = None, owner: str | None = None, limit: int | None = None
+        self,
+        *,
+        states: Sequence[JobState] | None = None,
+        owner: str | None = None,
+        limit: int | None = None,
+        name: str | None = None,
+        before: int | None = None,
     ) -> list[JobRecord]:
         """Jobs, the newest first.
 
@@ -105,11 +117,36 @@ class JobReader:
             states: In which of these; None takes all.
             owner: Whose; None takes everybody's.
             limit: At most so many.
+            name: How their names begin; None takes all.
+            before: Only those with a smaller row number, such as that of the last one of the page before.
         """
         wanted = select(*RECORD_COLUMNS).order_by(JOB.c.id.desc()).limit(limit)
         if states is not None:
             wanted = wanted.where(JOB.c.state.in_([state.value for state in states]))
-        return self._records(wanted if owner is None else wanted.where(JOB.c.owner == owner))
+        if owner is not None:
+            wanted = wanted.where(JOB.c.owner == owner)
+        if name is not None:
+            wanted = wanted.where(JOB.c.name.startswith(name, autoescape=True))
+        return self._records(wanted if before is None else wanted.where(JOB.c.id < before))
+
+    def looks(self, job_ids: Sequence[str]) -> dict[str, JobLook]:
+        """Where jobs stand and how far they are, by id; ids that no job has are left out."""
+        found: dict[str, JobLook] = {}
+        now = self._clock()
+        with self.database.read() as connection:
+            for part in chunks(job_ids, _LOOKED_AT_TOGETHER):
+                rows = connection.execute(_LOOKED_AT, {"ids": part}).all()
+                running = [row.public_id for row in rows if row.state == JobState.RUNNING.value]
+                progress = shared_progress(connection, running, now) if running else {}
+                found |= {row.public_id: JobLook.of(*row, progress.get(row.public_id)) for row in rows}
+        return found
+
+    def moves(self, job_id: str, after: int) -> list[EventRecord]:
+        """The lines of a job's story that tell of a new state, oldest first, only those with a `seq` above `after`."""
+        moved = select(*EVENT_COLUMNS).where(EVENT.c.to_state.is_not(None))
+        story = moved.where(EVENT.c.subject == JOB_SUBJECT + job_id, EVENT.c.seq > after).order_by(EVENT.c.seq)
+        with self.database.read() as connection:
+            return [event_of(row) for row in connection.execute(story)]
 
     def states_of(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """Where many jobs stand.

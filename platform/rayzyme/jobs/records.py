@@ -179,6 +179,20 @@ class AttemptRecord:
     computed_at: datetime | None = None
     committed_at: datetime | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; the job's own attempts have no task."""
+        times = ("queued_at", "leased_at", "started_at", "computed_at", "committed_at")
+        return {
+            "task": self.task or None,
+            "number": self.number,
+            "job_attempt": self.job_attempt,
+            "status": task_status(self.state, 1).value,
+            "runner": self.runner,
+            "node": self.node,
+            "error_class": self.error_class,
+            **{name: time_text(getattr(self, name)) for name in times},
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:

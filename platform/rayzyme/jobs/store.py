@@ -71,12 +71,15 @@ class JobStore(JobReader):
 
     # Accepting.
 
-    def submit(self, requests: Sequence[JobRequest], *, quotas: SchedulingConfig | None = None) -> list[str]:
+    def submit(
+        self, requests: Sequence[JobRequest], *, quotas: SchedulingConfig | None = None, actor: str | None = None
+    ) -> list[str]:
         """Accept jobs, all or none; what several threads submit at once is written together.
 
         Args:
             requests: What to do.
             quotas: How many jobs of an owner may wait, where no scheduler lives whose settings say that; None does not ask.
+            actor: Who asks; None names the user and machine of this process.
 
         Returns:
             Their ids in order; where a request with its idempotency key was accepted before, the id from then.
@@ -87,7 +90,7 @@ class JobStore(JobReader):
             QuotaExceeded: An owner has as many jobs waiting as they may.
             DatabaseError: The database cannot be used now.
         """
-        return self._group.submit(Call([check_request(request) for request in requests], quotas))
+        return self._group.submit(Call([check_request(request) for request in requests], quotas, actor))
 
     def submit_again(self, job_id: str) -> str:
         """Accept a job that has ended once more, as a new one with `retry_of`; its id.

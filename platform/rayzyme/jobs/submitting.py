@@ -62,11 +62,13 @@ class Call:
     Attributes:
         requests: In order.
         quotas: The limits that hold for their owners.
+        actor: Who asks; None is this process.
         outcome: Their ids, or why none was accepted; None before that is known.
     """
 
     requests: Sequence[CheckedRequest]
     quotas: SchedulingConfig | None = None
+    actor: str | None = None
     outcome: list[str] | RayzymeError | None = None
 
 
@@ -112,7 +114,7 @@ def accept(connection: Connection, calls: Sequence[Call], now: float, actor: str
     """
     known = _known_keys(connection, [key for call in calls for request in call.requests if (key := request.key)])
     queued = _queued(connection, calls)
-    accepted: list[tuple[str, CheckedRequest]] = []
+    accepted: list[tuple[str, CheckedRequest, str]] = []
     for call in calls:
         try:
             new, ids, keys = _resolve(call, known)
@@ -122,10 +124,10 @@ def accept(connection: Connection, calls: Sequence[Call], now: float, actor: str
             continue
         known |= keys
         queued.update(request.request.owner for _, request in new)
-        accepted += new
+        accepted += [(job_id, request, call.actor or actor) for job_id, request in new]
         call.outcome = ids
     if accepted:
-        _write(connection, accepted, now, actor)
+        _write(connection, accepted, now)
 
 
 def _resolve(
@@ -202,17 +204,17 @@ def _queued(connection: Connection, calls: Sequence[Call]) -> Counter[str]:
     return Counter(dict(rows.all()))
 
 
-def _write(connection: Connection, accepted: Sequence[tuple[str, CheckedRequest]], now: float, actor: str) -> None:
+def _write(connection: Connection, accepted: Sequence[tuple[str, CheckedRequest, str]], now: float) -> None:
     at, change_number = moment(now), own_change_number(connection)
     numbers = _row_numbers(connection, len(accepted))
     lines, ends, rows = [], dict[str, ChainEnd](), []
-    for (job_id, request), number in zip(accepted, numbers, strict=True):
+    for (job_id, request, actor), number in zip(accepted, numbers, strict=True):
         data = {"retry_of": request.request.retry_of} if request.request.retry_of else {}
         lines.append(
             Line(JOB_SUBJECT + job_id, "submitted", actor, at, number, to_state=JobState.QUEUED.value, data=data)
         )
     append(connection, lines, ends)
-    for (job_id, request), number in zip(accepted, numbers, strict=True):
+    for (job_id, request, _), number in zip(accepted, numbers, strict=True):
         end = ends[JOB_SUBJECT + job_id]
         rows.append(
             {

@@ -88,6 +88,15 @@ class CheckpointRegistry:
         """Every known name, sorted."""
         return sorted(self._sources)
 
+    def require_name(self, name: str) -> None:
+        """Take names only, for callers who are to open no file by its path.
+
+        Raises:
+            NotFound: No checkpoint has that name; names what there is.
+        """
+        if name not in self._sources:
+            raise NotFound(f"unknown checkpoint {name!r}; known: {', '.join(self.names())}")
+
     def list(self) -> list[CheckpointInfo]:
         """What is known and what of it is present."""
         return [self._info(self._sources[name]) for name in self.names()]

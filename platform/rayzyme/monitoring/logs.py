@@ -43,6 +43,11 @@ def log_context(**fields: Any) -> Iterator[None]:
         _context.reset(token)
 
 
+def log_fields() -> dict[str, Any]:
+    """The fields of here and now, for another process that goes on with the same: `log_context(**fields)` there."""
+    return dict(_context.get() or {})
+
+
 def with_log_context(function: Callable[P, T]) -> Callable[P, T]:
     """`function` with the fields of here and now, for a thread or executor: `pool.submit(with_log_context(work))`."""
     fields = dict(_context.get() or {})

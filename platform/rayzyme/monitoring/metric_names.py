@@ -67,15 +67,27 @@ _PUBLISHED = (
         "Time from a shard's receiving a search to its answer, by lane (online, batch).",
     ),
     MetricDefinition("rayzyme_online_batch_size", "histogram", None, (), "Online requests that a shard searched for together."),
-    MetricDefinition("rayzyme_online_dropped_total", "counter", None, (), "Online requests that a shard left out because their callers had hung up."),
-    MetricDefinition("rayzyme_online_retries_total", "counter", None, (), "Calls of the HTTP endpoint that were made again because an actor was lost."),
-    MetricDefinition("rayzyme_embeddings_remembered_total", "counter", None, (), "Reactions of HTTP requests whose embeddings were remembered."),
+    MetricDefinition(
+        "rayzyme_online_dropped_total", "counter", None, (),
+        "Online requests that a shard left out because their callers had hung up.",
+    ),
+    MetricDefinition(
+        "rayzyme_online_retries_total", "counter", None, (),
+        "Calls of the HTTP endpoint that were made again because an actor was lost.",
+    ),
+    MetricDefinition(
+        "rayzyme_embeddings_remembered_total", "counter", None, (),
+        "Reactions of HTTP requests whose embeddings were remembered.",
+    ),
     MetricDefinition("rayzyme_embeddings_made_total", "counter", None, (), "Reactions of HTTP requests that had to be encoded."),
     MetricDefinition(
         "rayzyme_http_request_seconds", "histogram", "seconds", ("route", "method", "status"),
         "Time from a request's arrival at a replica to the end of its answer, streamed events included; 499: the caller hung up.",
     ),
-    MetricDefinition("rayzyme_http_errors_total", "counter", None, ("code",), "Errors that the HTTP endpoint answered, by their code."),
+    MetricDefinition(
+        "rayzyme_http_errors_total", "counter", None, ("code",),
+        "Errors that the HTTP endpoint answered, by their code.",
+    ),
     MetricDefinition(
         "rayzyme_lane_wait_seconds", "histogram", "seconds", ("actor", "lane"),
         "Time that a work waited in a lane (online, batch) of a model host or shard before its first step.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +14,8 @@ from rayzyme.errors import NotFound, ValidationError
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from sqlalchemy import Connection
 
     from rayzyme.database import Database
 
@@ -101,14 +103,7 @@ class SharedProgress:
             NotFound: Nothing was published for the job.
             DatabaseError: The database cannot be used now.
         """
-        snapshot, age = self._read()
-        progress: dict[str, Any] = snapshot["progress"]
-        if snapshot["goes_on"] and progress["raw_percent"] < 100.0:
-            progress["elapsed_time"] += age
-        longest = snapshot["stalled_after"]
-        if longest is not None and age > _NEWS_LATE_AFTER_S and snapshot["silence"] + age > longest:
-            progress |= {"stalled": True, "estimated_remaining": None, "eta_low": None, "eta_high": None}
-        return progress
+        return _progress_now(*self._read())
 
     def get_task_progress(self, task_id: str) -> dict[str, Any]:
         """As `ProgressTracker.get_task_progress`.
@@ -165,6 +160,36 @@ class SharedProgress:
         if row is None:
             raise NotFound(f"job {self._job_id} has published no progress; check the id, or wait until it has begun")
         return row.snapshot, max(0.0, self._clock() - row.updated_at.timestamp())
+
+
+def shared_progress(connection: Connection, job_ids: Sequence[str], now: float) -> dict[str, dict[str, Any]]:
+    """What `SharedProgress.get_progress` tells, of many jobs at once; those that have published nothing are left out.
+
+    Args:
+        connection: From `Database.read`.
+        job_ids: Which ones, at most a few hundred.
+        now: Seconds since 1970.
+    """
+    from sqlalchemy import select
+
+    from rayzyme.database.tables import Progress
+
+    wanted = select(Progress.job_id, Progress.snapshot, Progress.updated_at).where(Progress.job_id.in_(job_ids))
+    return {
+        job_id: _progress_now(snapshot, max(0.0, now - updated_at.timestamp()))
+        for job_id, snapshot, updated_at in connection.execute(wanted)
+    }
+
+
+def _progress_now(snapshot: dict[str, Any], age: float) -> dict[str, Any]:
+    """The figures of a snapshot, `age` seconds after it was published."""
+    progress: dict[str, Any] = snapshot["progress"]
+    if snapshot["goes_on"] and progress["raw_percent"] < 100.0:
+        progress["elapsed_time"] += age
+    longest = snapshot["stalled_after"]
+    if longest is not None and age > _NEWS_LATE_AFTER_S and snapshot["silence"] + age > longest:
+        progress |= {"stalled": True, "estimated_remaining": None, "eta_low": None, "eta_high": None}
+    return progress
 
 
 def _checked_job_id(job_id: Any) -> str:

@@ -63,6 +63,15 @@ class ScreeningSetLibrary:
             f"`rayzyme sets build` or `rayzyme sets import` makes one"
         )
 
+    def require_name(self, name: str) -> None:
+        """Take names only, for callers who are to open no file by its path.
+
+        Raises:
+            NotFound: No set has that name; names what there is.
+        """
+        if name not in self.names():
+            raise NotFound(f"unknown screening set {name!r}; known: {', '.join(self.names())}")
+
     def open(self, name_or_path: str | Path) -> ScreeningSet:
         """Open a set given by name or by path."""
         return ScreeningSet.open(self.resolve(name_or_path))

@@ -23,6 +23,7 @@ _WORKFLOWS = (
     "create_evaluation_workflow",
     "create_full_pipeline",
     "create_screening_workflow",
+    "create_set_evaluation_workflow",
     "create_simple_screening_workflow",
 )
 _TASKS = (

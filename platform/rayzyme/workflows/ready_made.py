@@ -23,6 +23,8 @@ from rayzyme.workflows.tasks import (
     RunScreeningTask,
     ValidateCheckpointTask,
 )
+from rayzyme.workflows.tasks.ground_truth import KnownEnzymes
+from rayzyme.workflows.tasks.proteins import Proteins
 from rayzyme.workflows.tasks.reactions import Reactions
 from rayzyme.workflows.tasks.screening_task import DEVICES, checked_word
 from rayzyme.workflows.workflow import Workflow
@@ -33,7 +35,7 @@ _REFERENCE: Final = "reference"
 def create_screening_workflow(
     checkpoint_name: str | Path,
     reactions: Reactions,
-    proteins_csv: str | Path | None = None,
+    proteins_csv: Proteins | None = None,
     top_k: int | None = 100,
     output_dir: str | Path | None = None,
     device: str = "auto",
@@ -49,7 +51,7 @@ def create_screening_workflow(
     Args:
         checkpoint_name: Name of a checkpoint, or a file.
         reactions: A list of reaction SMILES, of records or of mappings, or a file.
-        proteins_csv: CSV (`protein_id,sequence[,cif,...]`), FASTA, or a folder of structures.
+        proteins_csv: CSV (`protein_id,sequence[,cif,...]`), FASTA, a folder of structures, or a list of mappings.
         top_k: Hits per reaction; more than the set holds gives all. None takes the settings'.
         output_dir: Folder of the set and the results; None takes `results/screening`.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
@@ -87,8 +89,8 @@ def create_screening_workflow(
 def create_full_pipeline(
     checkpoint_name: str | Path,
     reactions: Reactions,
-    proteins_csv: str | Path,
-    ground_truth_csv: str | Path,
+    proteins_csv: Proteins,
+    ground_truth_csv: KnownEnzymes,
     top_k: int | None = 100,
     output_dir: str | Path = "results/full_pipeline",
     device: str = "auto",
@@ -98,8 +100,8 @@ def create_full_pipeline(
     Args:
         checkpoint_name: Name of a checkpoint, or a file.
         reactions: A list of reaction SMILES, of records or of mappings, or a file.
-        proteins_csv: CSV (`protein_id,sequence[,cif,...]`), FASTA, or a folder of structures.
-        ground_truth_csv: Known enzymes, as `EvaluateScreeningTask` reads them.
+        proteins_csv: CSV (`protein_id,sequence[,cif,...]`), FASTA, a folder of structures, or a list of mappings.
+        ground_truth_csv: Known enzymes, as `EvaluateScreeningTask` takes them.
         top_k: Hits per reaction; the evaluation ranks the whole set whatever it is.
         output_dir: Folder of everything that is written.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
@@ -190,6 +192,41 @@ def create_evaluation_workflow(
     return builder.build()
 
 
+def create_set_evaluation_workflow(
+    checkpoint_name: str | Path,
+    ground_truth_csv: KnownEnzymes,
+    screening_set: str | Path = _REFERENCE,
+    output_dir: str | Path = "results/evaluation",
+    metrics: Sequence[str] | None = None,
+    device: str = "auto",
+) -> Workflow:
+    """Fetch, check and load a checkpoint, rank a whole set for reactions whose enzymes are known, measure, and write the report.
+
+    Args:
+        checkpoint_name: Name of a checkpoint, or a file.
+        ground_truth_csv: Known enzymes, as `EvaluateScreeningTask` takes them.
+        screening_set: Name or file of a set, which the checkpoint must have made.
+        output_dir: Folder of `evaluation_results.json` and of the report.
+        metrics: Names of metrics or of families; None takes all.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        InvalidInput: An unknown device or metric; something that is no reaction.
+    """
+    builder = _pipeline("evaluation", f"evaluate {checkpoint_name} on {screening_set}", checkpoint_name, device)
+    builder.add_task(
+        EvaluateScreeningTask(
+            _config("evaluate_screening", "load_checkpoint", device=device),
+            ground_truth_csv,
+            output_dir,
+            metrics,
+            screening_set_path=screening_set,
+        )
+    )
+    builder.add_task(GenerateReportTask(_config("generate_report", "evaluate_screening"), output_dir))
+    return builder.build()
+
+
 def _pipeline(name: str, description: str, checkpoint: str | Path, device: str) -> WorkflowBuilder:
     """The beginning that a pipeline has: fetch, check and load a checkpoint."""
     fetching = _config("download_checkpoint", priority=TaskPriority.HIGH)
@@ -205,9 +242,7 @@ def _pipeline(name: str, description: str, checkpoint: str | Path, device: str) 
     )
 
 
-def _add_building(
-    builder: WorkflowBuilder, proteins: str | Path | None, output: Path, device: str, strict: bool
-) -> None:
+def _add_building(builder: WorkflowBuilder, proteins: Proteins | None, output: Path, device: str, strict: bool) -> None:
     if proteins is None:
         raise InvalidInput(
             "a screening set is to be built and proteins_csv is None: give one, or build_screening_set=False"

@@ -25,6 +25,8 @@ from rayzyme_serve.cli import (
     screening,
     sets,
     stats,
+    tokens,
+    up,
 )
 from rayzyme_serve.cli.context import Context
 from rayzyme_serve.cli.output import OutputFormat
@@ -62,6 +64,8 @@ app = typer.Typer(
     "device, memory, disk or an optional package is lacking, 6 download failed, 7 a worker, the cluster or the database was "
     "lost, 130 interrupted.",
 )
+app.command("up")(up.up_command)
+app.command("down")(up.down_command)
 app.command("screen")(screening.screen_command)
 app.command("evaluate")(evaluating.evaluate_command)
 app.command("gpus")(gpus.gpus_command)
@@ -73,6 +77,7 @@ app.command("list-jobs")(jobs.list_jobs_command)
 app.command("cancel")(jobs.cancel_command)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(database.app, name="db")
+app.add_typer(tokens.app, name="token")
 app.add_typer(demo.app, name="demo")
 app.add_typer(sets.app, name="sets")
 app.add_typer(data.app, name="data")

@@ -13,6 +13,7 @@ from rayzyme_serve.cli.context import Context, JsonOption, OutputOption
 from rayzyme_serve.cli.job_selection import complete_jobs, job_store
 from rayzyme_serve.cli.jobs import SCHEMA_VERSION, status_of
 from rayzyme_serve.cli.output import Output
+from rayzyme_serve.cli.up import platform_rows
 
 
 def stats_command(context: typer.Context, as_json: JsonOption = False, output: OutputOption = None) -> None:
@@ -57,10 +58,12 @@ def _print_platform(own: Context, printer: Output) -> None:
     with job_store() as store:
         figures = scheduler_and_queue(store, own.settings, {})
     scheduler, queue = figures["scheduler"], figures["queue"]
-    printer.document({"schema_version": SCHEMA_VERSION, **figures})
+    platform, of_platform = platform_rows(own.settings)
+    printer.document({"schema_version": SCHEMA_VERSION, **figures, "platform": platform})
     lives = f"on {scheduler['host']} as process {scheduler['pid']}" if scheduler["running"] else "not running"
     rows = [
         ["scheduler", lives],
+        *of_platform,
         *([state, queue[state]] for state in ("queued", "running", "completed", "failed", "cancelled")),
     ]
     printer.rows("Rayzyme", ["what", "value"], rows)

@@ -68,19 +68,20 @@ def static(request: Request, name: str) -> Response:
     "/v1/reactions/drawing",
     tags=["screening"],
     response_class=Response,
-    responses={200: {"content": {"image/svg+xml": {}}}, **faults.responses(400, 401, 403, 422, 429)},
+    responses={200: {"content": {"image/svg+xml": {}}}, **faults.responses(400, 401, 403, 422, 429, 503)},
     dependencies=[Depends(access.require(access.Role.VIEWER))],
 )
 def drawing(
     service: Annotated[Service, Depends(service_of)],
     reaction: Annotated[str, Query(description="Reaction SMILES, reactants>>products.")],
     width: Annotated[int, Query(ge=100, le=2000, description="Width in pixels.")] = 700,
+    max_height: Annotated[int, Query(ge=100, le=2000, description="Height in pixels that it has at most.")] = 2000,
 ) -> Response:
     """A reaction as a picture (SVG), as high as it becomes at a width."""
     longest = service.settings.serve.max_reaction_length
     if len(reaction) > longest:
         raise InvalidReaction(f"the reaction has {len(reaction)} characters, more than {longest}")
-    svg = draw_reaction(reaction, width, None)
+    svg = draw_reaction(reaction, width, None, max_height)
     return Response(svg, media_type=_TYPES[".svg"], headers={"Cache-Control": "private, max-age=3600"})
 
 

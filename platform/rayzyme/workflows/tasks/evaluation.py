@@ -14,7 +14,7 @@ from rayzyme.workflows.context import TaskContext
 from rayzyme.workflows.result import ModelRef, TaskResult
 from rayzyme.workflows.services import ScreeningServices
 from rayzyme.workflows.task_config import TaskConfig
-from rayzyme.workflows.tasks.ground_truth import GroundTruth, read_ground_truth
+from rayzyme.workflows.tasks.ground_truth import GroundTruth, KnownEnzymes, ground_truth_of, plain_known_enzymes
 from rayzyme.workflows.tasks.measuring import checked_metrics, evaluate_hits, with_chosen_metrics
 from rayzyme.workflows.tasks.screening_task import (
     Percentages,
@@ -23,6 +23,7 @@ from rayzyme.workflows.tasks.screening_task import (
     SetTask,
     full_path,
     services_of,
+    set_address,
 )
 from rayzyme.workflows.tasks.text_report import text_report
 
@@ -42,41 +43,45 @@ class EvaluateScreeningTask(SetTask):
     def __init__(
         self,
         config: TaskConfig,
-        ground_truth_csv: str | Path,
+        ground_truth_csv: KnownEnzymes,
         output_dir: str | Path = "results/evaluation",
         metrics: Sequence[str] | None = None,
         training_reactions_csv: str | Path | None = None,
         release: Release = "never",
+        screening_set_path: str | Path | None = None,
     ) -> None:
         """Say what is known.
 
         Args:
             config: How the task runs.
             ground_truth_csv: `reaction_id,reaction_smiles,known_enzymes` (ids with commas between them, in quotes), or a row for
-                each pair, `reaction_smiles,protein_id`.
+                each pair, `reaction_smiles,protein_id`. Or a list of reactions with `known_enzymes`.
             output_dir: Folder for `evaluation_results.json`.
             metrics: Names as in the report (`BEDROC_85`, `TopK_10`, `EF_1%`, `AUROC`, `AUPRC`, `HitRate@10`) or of families
                 (`BEDROC`). None takes all that can be computed.
             training_reactions_csv: Reactions that the checkpoint was trained on; they are left out and counted.
             release: When the set is taken out of memory afterwards.
+            screening_set_path: Name or file of a set to rank. None takes `screening_set_path` of the shared state.
 
         Raises:
-            InvalidInput: There is no such metric.
+            InvalidInput: There is no such metric; something in a list is no reaction.
         """
         super().__init__(config, release)
-        self.ground_truth_csv, self.output_dir = full_path(ground_truth_csv), full_path(output_dir)
+        self.ground_truth_csv, self.output_dir = plain_known_enzymes(ground_truth_csv), full_path(output_dir)
+        self.screening_set_path = None if screening_set_path is None else set_address(screening_set_path)
         self.metrics = None if metrics is None else checked_metrics(metrics)
         self.training_reactions_csv = None if training_reactions_csv is None else full_path(training_reactions_csv)
 
     def run(self, context: TaskContext) -> TaskResult:
         """Measure."""
         told = Percentages(context.progress_callback)
-        truth = read_ground_truth(self.ground_truth_csv)
+        truth = ground_truth_of(self.ground_truth_csv)
         answer = self._answer(context)
         if answer is not None:
             truth = truth.of_reactions([result["reaction"] for result in answer["results"]])
         told.tell(2, f"{len(truth.records)} reactions with known enzymes")
-        model, screening_set = context.shared_state.get("model"), context.shared_state.get("screening_set_path")
+        model = context.shared_state.get("model")
+        screening_set = self.screening_set_path or context.shared_state.get("screening_set_path")
         training = self._training()
         metadata: dict[str, Any] = {}
         if isinstance(model, ModelRef) and screening_set is not None:

@@ -1,26 +1,29 @@
-"""Reactions with the enzymes that are known to catalyse them, in either of two column forms."""
+"""Reactions with the enzymes that are known to catalyse them: a list, or a file in either of two column forms."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rayzyme.chemistry import ReactionRecord, parse_reaction, reaction_key, read_reactions
 from rayzyme.errors import InvalidInput, InvalidReaction, NotFound
+from rayzyme.workflows.tasks.reactions import PlainReactions, plain_reactions, records_of
+from rayzyme.workflows.tasks.screening_task import full_path
 
 _REACTION, _PROTEIN, _ID = "reaction_smiles", "protein_id", "reaction_id"
 _REASONS_KEPT = 100
+_GIVEN = "given"
 
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """What a file knows.
+    """What a file knows, or a list.
 
     Attributes:
-        path: The file.
+        path: The file; "given" where it was a list.
         records: Reactions with at least one known enzyme.
         rejected: Why rows could not be read, each with its line.
         without_enzymes: Ids of reactions for which no enzyme is known.
@@ -65,6 +68,40 @@ class GroundTruth:
         }  # fmt: skip
 
 
+KnownEnzymes = str | Path | Sequence[str | Mapping[str, Any] | ReactionRecord]
+"""A file as `read_ground_truth` reads it, or reactions with `known_enzymes` as `rayzyme.workflows.tasks.reactions` takes them."""
+
+
+def plain_known_enzymes(known: KnownEnzymes) -> PlainReactions:
+    """Known enzymes in the form that is stored.
+
+    Raises:
+        InvalidInput: Something in a list is no reaction; names the place.
+    """
+    return full_path(known) if isinstance(known, (str, Path)) else plain_reactions(known)
+
+
+def ground_truth_of(known: PlainReactions) -> GroundTruth:
+    """What a file or a list knows.
+
+    Raises:
+        NotFound: The file does not exist.
+        InvalidInput: It cannot be read, or names no enzyme at all.
+    """
+    if isinstance(known, str):
+        return read_ground_truth(known)
+    records, _ = records_of(known)
+    readable, rejected = [], []
+    for record in records:
+        try:
+            parse_reaction(record.reaction)
+        except InvalidReaction as error:
+            rejected.append(f"reaction {record.reaction_id}: {error}")
+        else:
+            readable.append(record)
+    return _known(_GIVEN, readable, rejected)
+
+
 def read_ground_truth(path: str | Path) -> GroundTruth:
     """Read `reaction_id,reaction_smiles,known_enzymes`, or one row for each pair `[reaction_id,]reaction_smiles,protein_id`.
 
@@ -74,14 +111,20 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
     """
     pairs = _pairs_header(Path(path))
     records, rejected = _read_pairs(Path(path), pairs) if pairs else _read_lists(path)
+    return _known(str(path), records, rejected)
+
+
+def _known(source: str, records: Sequence[ReactionRecord], rejected: Sequence[str]) -> GroundTruth:
     known = [record for record in records if record.known_enzymes]
     if not known:
-        raise InvalidInput(
-            f"{path} names no known enzymes: it needs the column known_enzymes (ids joined by commas), or protein_id with a row "
-            f"for each pair"
+        needed = (
+            "at least one reaction that can be read must have known_enzymes"
+            if source == _GIVEN
+            else "it needs the column known_enzymes (ids joined by commas), or protein_id with a row for each pair"
         )
+        raise InvalidInput(f"{source} names no known enzymes: {needed}")
     without = tuple(record.reaction_id for record in records if not record.known_enzymes)
-    return GroundTruth(str(path), known, tuple(rejected), without)
+    return GroundTruth(source, known, tuple(rejected), without)
 
 
 def _read_lists(path: str | Path) -> tuple[list[ReactionRecord], list[str]]:

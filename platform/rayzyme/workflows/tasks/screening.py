@@ -12,7 +12,7 @@ from typing import Any, ClassVar, get_args
 from rayzyme.checks import whole_number
 from rayzyme.errors import CheckpointMismatch, InvalidInput, InvalidProtein, InvalidReaction, NotFound
 from rayzyme.models.checkpoint_files import sha256_of
-from rayzyme.proteins import Protein, RejectedProtein, read_proteins
+from rayzyme.proteins import Protein, RejectedProtein
 from rayzyme.screening import ScreeningSet
 from rayzyme.screening.answer import ScreeningAnswer, write_answer
 from rayzyme.screening.building import BuildReport, build_screening_set
@@ -24,6 +24,7 @@ from rayzyme.workflows.context import TaskContext
 from rayzyme.workflows.result import ModelRef, TaskResult
 from rayzyme.workflows.services import Query, ScreeningServices
 from rayzyme.workflows.task_config import TaskConfig
+from rayzyme.workflows.tasks.proteins import Proteins, plain_proteins, proteins_at
 from rayzyme.workflows.tasks.reactions import Reactions, plain_reactions, records_of
 from rayzyme.workflows.tasks.screening_task import (
     Percentages,
@@ -56,7 +57,7 @@ class BuildScreeningSetTask(ScreeningTask):
     def __init__(
         self,
         config: TaskConfig,
-        proteins_csv: str | Path,
+        proteins_csv: Proteins,
         output_dir: str | Path = "results/screening",
         embedding_type: EmbeddingType = "float32",
         strict: bool = False,
@@ -65,16 +66,16 @@ class BuildScreeningSetTask(ScreeningTask):
 
         Args:
             config: How the task runs.
-            proteins_csv: CSV (`protein_id,sequence[,cif,...]`), FASTA, or a folder of structures.
+            proteins_csv: CSV (`protein_id,sequence[,cif,...]`), FASTA, a folder of structures, or a list of mappings.
             output_dir: Folder of the set, and of `screening_set.rejected.csv` where proteins were left out.
             embedding_type: How the set stores embeddings.
             strict: Fail at proteins that cannot be used; otherwise they are listed, and the others make the set.
 
         Raises:
-            InvalidInput: There is no such type.
+            InvalidInput: There is no such type; something in the list is no protein.
         """
         super().__init__(config)
-        self.proteins_csv, self.output_dir = full_path(proteins_csv), full_path(output_dir)
+        self.proteins_csv, self.output_dir = plain_proteins(proteins_csv), full_path(output_dir)
         self.embedding_type: EmbeddingType = checked_word("embedding_type", embedding_type, get_args(EmbeddingType))
         self.strict = strict
 
@@ -82,8 +83,8 @@ class BuildScreeningSetTask(ScreeningTask):
         """Build it."""
         told = Percentages(context.progress_callback)
         services, model = services_of(context), shared_model(context)
-        told.tell(0, f"reading {self.proteins_csv}")
-        proteins = list(read_proteins(self.proteins_csv))
+        told.tell(0, f"reading {self._source}")
+        proteins = list(proteins_at(self.proteins_csv))
         self._refuse_if_strict([item for item in proteins if isinstance(item, RejectedProtein)])
         report, digest = self._build(context, services, model, proteins, told)
         final = str(Path(self.output_dir) / SET_FILE)
@@ -136,7 +137,12 @@ class BuildScreeningSetTask(ScreeningTask):
                 f"{'' if item.line is None else f'line {item.line}: '}{item.reason}"
                 for item in rejected[:_REASONS_TOLD]
             )
-            raise InvalidProtein(f"{len(rejected)} protein(s) of {self.proteins_csv} cannot be used:\n{told}")
+            raise InvalidProtein(f"{len(rejected)} protein(s) of {self._source} cannot be used:\n{told}")
+
+    @property
+    def _source(self) -> str:
+        given = self.proteins_csv
+        return given if isinstance(given, str) else f"the {len(given)} that were given"
 
 
 class RunScreeningTask(SetTask):

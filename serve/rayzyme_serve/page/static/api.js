@@ -1,8 +1,10 @@
 // Asking the server: the token, errors in words, and streams of events.
 
 import { ask, byId } from "./elements.js";
+import { sentence } from "./format.js";
 
 const KEPT_AS = "rayzyme-token";
+const PASSING = new Set([0, 408, 429, 502, 503, 504]);
 
 /** What the server, or the way to it, answered instead of what was asked for. `status` is 0 where it did not answer. */
 export class Refusal extends Error {
@@ -48,8 +50,8 @@ export function freshKey() {
 }
 
 /**
- * The server-sent events of a route, each {event, data}; asked for again behind the last one when the connection breaks.
- * Browsers' own EventSource cannot send the token.
+ * The server-sent events of a route, each {event, data}, without an end: asked for again behind the last one when the stream
+ * ends or breaks. Browsers' own EventSource cannot send the token.
  */
 export async function* events(path, signal) {
   let last = null;
@@ -60,7 +62,7 @@ export async function* events(path, signal) {
       let text = "";
       for (const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader(); ; ) {
         const { done, value } = await reader.read();
-        if (done) return;
+        if (done) break;
         pause = 500;
         text += value.replaceAll("\r", "");
         const blocks = text.split("\n\n");
@@ -72,8 +74,8 @@ export async function* events(path, signal) {
         }
       }
     } catch (error) {
-      // What the server refuses stays refused; a broken connection does not stay broken.
-      if (signal.aborted || (error instanceof Refusal && error.status !== 0)) throw error;
+      // A broken connection does not stay broken, nor a server busy; what is refused for another reason stays so.
+      if (signal.aborted || (error instanceof Refusal && !PASSING.has(error.status))) throw error;
     }
     await new Promise((resolve) => setTimeout(resolve, pause));
   }
@@ -100,7 +102,9 @@ async function request(path, options = {}) {
     const refusal = await refusalOf(answer);
     // Another request may have asked for the token meanwhile.
     if (answer.status !== 401) throw refusal;
-    if (sessionStorage.getItem(KEPT_AS) === token && !(await askForToken(token, refusal))) throw refusal;
+    if (sessionStorage.getItem(KEPT_AS) === token && !(await askForToken(token, refusal))) {
+      throw new Refusal("This server answers only those who have a token: sign in.", 401, refusal.code);
+    }
   }
 }
 
@@ -108,7 +112,7 @@ async function send(path, options, token) {
   const headers = { Accept: "application/json, */*;q=0.5", ...options.headers };
   if (token !== null) headers.Authorization = `Bearer ${token}`;
   try {
-    return await fetch(path, { ...options, headers, credentials: "omit", cache: "no-cache" });
+    return await fetch(path, { ...options, headers, credentials: "omit" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal("The server does not answer. Check that it runs and that you are connected.", 0, "Unreachable");
@@ -129,14 +133,17 @@ async function refusalOf(answer) {
   return new Refusal(sentence(message), answer.status, told.code ?? "");
 }
 
-function sentence(text) {
-  const begun = text.charAt(0).toUpperCase() + text.slice(1);
-  return /[.!?]$/.test(begun) ? begun : `${begun}.`;
+let asking = null;
+let isDeclined = false;
+
+/** Ask for a token again, after somebody did not want to give one. */
+export function allowAsking() {
+  isDeclined = false;
 }
 
-let asking = null;
-
 function askForToken(refused, refusal) {
+  // What looks again and again must not ask again and again.
+  if (isDeclined) return false;
   asking ??= enterToken(refused, refusal).finally(() => {
     asking = null;
   });
@@ -160,7 +167,8 @@ async function enterToken(refused, refusal) {
     byId("token-error"),
   );
   field.value = "";
-  if (entered === null) return false;
+  isDeclined = entered === null;
+  if (isDeclined) return false;
   sessionStorage.setItem(KEPT_AS, entered);
   document.dispatchEvent(new CustomEvent("token-changed"));
   return true;

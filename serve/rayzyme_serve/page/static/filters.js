@@ -69,7 +69,7 @@ function addRow() {
   const row = element(
     "div",
     { class: "filter", role: "group", "aria-label": `Filter ${number}` },
-    element("select", { class: "column", "aria-label": named("column") }, options(columns[1] ?? columns[0])),
+    element("select", { class: "column", "aria-label": named("column") }, options(columns.find((name) => name !== columns[0] && name !== EC_COLUMN) ?? columns[0])),
     element(
       "select",
       { class: "operator", "aria-label": named("comparison") },

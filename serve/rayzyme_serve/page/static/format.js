@@ -12,11 +12,12 @@ export function whole(number) {
 
 /** 0.0123 s as "12 ms", 75 s as "1 min 15 s". */
 export function duration(seconds) {
-  if (seconds < 0.0095) return `${(seconds * 1000).toFixed(1)} ms`;
-  if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  if (seconds < 0.00005) return "0\u00a0ms";
+  if (seconds < 0.0095) return `${(seconds * 1000).toFixed(1)}\u00a0ms`;
+  if (seconds < 0.9995) return `${Math.round(seconds * 1000)}\u00a0ms`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)}\u00a0s`;
   const rounded = Math.round(seconds);
-  if (rounded < 60) return `${rounded} s`;
+  if (rounded < 60) return `${rounded}\u00a0s`;
   if (rounded < 3600) return joined(Math.floor(rounded / 60), "min", rounded % 60, "s");
   const minutes = Math.round(seconds / 60);
   if (minutes < 1440) return joined(Math.floor(minutes / 60), "h", minutes % 60, "min");
@@ -25,7 +26,7 @@ export function duration(seconds) {
 }
 
 function joined(large, largeUnit, small, smallUnit) {
-  return small ? `${large} ${largeUnit} ${small} ${smallUnit}` : `${large} ${largeUnit}`;
+  return small ? `${large}\u00a0${largeUnit} ${small}\u00a0${smallUnit}` : `${large}\u00a0${largeUnit}`;
 }
 
 /** MB of 2^20 bytes as "512 MB" or "3.2 GB". */
@@ -39,6 +40,18 @@ export function moment(text) {
   const clock = time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
   if (time.toDateString() === new Date().toDateString()) return clock;
   return `${time.toLocaleDateString([], { year: "numeric", month: "short", day: "numeric" })} ${clock}`;
+}
+
+/** The same, wherever a sentence of the server's has a time. */
+export function withMoments(text) {
+  return text.replaceAll(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z/g, moment);
+}
+
+/** What the server says, as a sentence. */
+export function sentence(text) {
+  // A name or an id stays as it is.
+  const begun = /^[a-z]+(?=\W)/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
+  return /[.!?]$/.test(begun) ? begun : `${begun}.`;
 }
 
 export function cell(value) {

@@ -48,7 +48,7 @@ def _cluster(namespace: str) -> dict[str, Any]:
         actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == namespace
     ]
     return {
-        "nodes": sum(1 for node in ray.nodes() if node["Alive"]),
+        "nodes": len([node for node in ray.nodes() if node["Alive"]]),
         "cpus": figures("CPU"),
         "gpus": figures("GPU"),
         "memory_mb": figures("memory", _MB),

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 import rayzyme
+from rayzyme.access import Caller, Role
 from rayzyme_serve import access, faults
 from rayzyme_serve.service import Service, service_of
 
@@ -75,7 +76,7 @@ class PlatformStatus(BaseModel):
 @router.get("/status", response_model=PlatformStatus, responses=faults.responses(401, 403, 422, 429, 503))
 def status(
     service: Annotated[Service, Depends(service_of)],
-    caller: Annotated[access.Caller, Depends(access.require(access.Role.VIEWER))],
+    caller: Annotated[Caller, Depends(access.require(Role.VIEWER))],
 ) -> dict[str, Any]:
     """The cluster, the scheduler and its queue, and who asks."""
     from rayzyme_actors.platform_status import platform_status

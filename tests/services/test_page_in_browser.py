@@ -168,6 +168,20 @@ def test_a_reaction_is_drawn_while_it_is_entered_and_its_enzymes_are_ranked(visi
     expect(page.locator("#announcer")).to_contain_text("50 hits for 1 reaction")
 
 
+def test_who_is_faster_than_the_list_of_sets_is_answered_all_the_same(visit: Visit, endpoint: str) -> None:
+    page = visit.page
+    held: list[Any] = []
+    page.route("**/v1/screening-sets", lambda route: held.append(route))
+    with page.expect_request("**/v1/screening-sets"):
+        page.goto(f"{endpoint}/")
+    page.get_by_role("button", name="Catalase").click()
+    page.get_by_role("button", name="Screen", exact=True).click()
+    assert not [address for address in visit.posted if address.endswith("/screen")]
+    held[0].continue_()
+    expect(page.locator("#hits tr")).to_have_count(50, timeout=LONG_MS)
+    assert len(held) == 1
+
+
 def test_hits_are_sorted_by_their_headers(visit: Visit) -> None:
     page = visit.open()
     rows = screened(page)
@@ -386,10 +400,8 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser: Any, endpoi
     page.get_by_role("link", name="Jobs").click()
     expect(page.locator("#figures")).to_contain_text("Nodes")
     # Also with all that the bar may hold.
-    page.evaluate(
-        "() => { for (const id of ['live-jobs', 'token-button']) document.getElementById(id).hidden = false; }"
-    )
-    page.evaluate("() => { document.getElementById('token-button').textContent = 'Sign out'; }")
+    for name, text in (("live-jobs", "12"), ("token-button", "Sign out")):
+        page.locator(f"#{name}").evaluate("(e, text) => Object.assign(e, {textContent: text, hidden: false})", text)
     assert page.evaluate(_WIDTHS) == [PHONE["width"], PHONE["width"]]
     visit.close()
     assert visit.complaints == []

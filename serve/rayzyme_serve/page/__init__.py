@@ -14,6 +14,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.exceptions import HTTPException
 
+from rayzyme.access import Role
 from rayzyme.chemistry import draw_reaction
 from rayzyme.errors import InvalidReaction
 from rayzyme_serve import access, faults
@@ -69,7 +70,7 @@ def static(request: Request, name: str) -> Response:
     tags=["screening"],
     response_class=Response,
     responses={200: {"content": {"image/svg+xml": {}}}, **faults.responses(400, 401, 403, 422, 429, 503)},
-    dependencies=[Depends(access.require(access.Role.VIEWER))],
+    dependencies=[Depends(access.require(Role.VIEWER))],
 )
 def drawing(
     service: Annotated[Service, Depends(service_of)],

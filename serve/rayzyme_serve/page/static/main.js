@@ -69,10 +69,10 @@ function showToken() {
 }
 
 async function load() {
+  showProblem(byId("answer-message"), null);
   try {
     await loadChoices();
     isRefused = false;
-    showProblem(byId("answer-message"), null);
     await Promise.all([lookAtCluster(), lookAtHealth(), refreshJobs()]);
   } catch (error) {
     isRefused = error.status === 401;
@@ -110,7 +110,10 @@ byId("token-button").addEventListener("click", () => {
     load();
   }
 });
-document.addEventListener("token-changed", showToken);
+document.addEventListener("token-changed", () => {
+  isRefused = false;
+  showToken();
+});
 setInterval(() => view() === "jobs" && !document.hidden && !isRefused && lookAtCluster(), CLUSTER_MS);
 setInterval(() => !document.hidden && !isRefused && lookAtHealth(), HEALTH_MS);
 

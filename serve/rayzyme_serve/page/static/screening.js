@@ -16,6 +16,7 @@ const IS_NARROW = matchMedia("(max-width: 1023px)");
 
 let sets = [];
 let checkpoints = [];
+let loading = null;
 let screening = null;
 let drawing = null;
 let timer = null;
@@ -44,8 +45,15 @@ export function setUpScreening(onJob) {
   invite();
 }
 
-/** Offer the screening sets and checkpoints of the server. */
-export async function loadChoices() {
+/** Offer the screening sets and checkpoints of the server; asked for once at a time. */
+export function loadChoices() {
+  loading ??= fetchChoices().finally(() => {
+    loading = null;
+  });
+  return loading;
+}
+
+async function fetchChoices() {
   [sets, checkpoints] = await Promise.all([
     fetchJson("v1/screening-sets").then((answer) => answer.screening_sets),
     fetchJson("v1/checkpoints").then((answer) => answer.checkpoints),
@@ -143,8 +151,8 @@ function blame(problem) {
 
 // An answer at once, or a job.
 
-/** What the form asks for; null where it says under a field what is missing. */
-function request() {
+/** What the form asks for; null where it says what is missing. */
+async function request() {
   const reactions = entered();
   clearTimeout(timer);
   byId("top-k-error").textContent = "";
@@ -160,6 +168,8 @@ function request() {
     return null;
   }
   try {
+    // Somebody may be faster than the lists, or they could not be had before.
+    if (sets.length === 0) await loadChoices();
     return {
       reactions,
       top_k: topK,
@@ -174,7 +184,7 @@ function request() {
 }
 
 async function screen() {
-  const asked = request();
+  const asked = await request();
   if (asked === null) return;
   // Whoever asks again does not wait for the earlier answer, and the server drops it.
   screening?.abort();
@@ -212,7 +222,7 @@ function lookAtAnswer() {
 }
 
 async function submit(onJob) {
-  const asked = request();
+  const asked = await request();
   if (asked === null) return;
   const what = `${count(asked.reactions.length, "reaction")} against ${asked.screening_set}`;
   byId("submit-summary").textContent = `Screens ${what} in the background; the hits stay with the job.`;

@@ -145,7 +145,7 @@ def test_cuda_on_a_cluster_without_gpus_is_an_error() -> None:
 @pytest.mark.parametrize("victim", ["model-host", "shard"])
 def test_an_actor_killed_during_a_screen_changes_nothing(screener: Screener, victim: str) -> None:
     expected = rankings(screener.screen(REACTIONS * 20, 20, mode="batched"))
-    actor = screener._host if victim == "model-host" else screener.shards[0]
+    actor = screener.host if victim == "model-host" else screener.shards[0]
     first = actor.wait_until_ready()["pid"]
     killed = threading.Event()
 
@@ -162,8 +162,8 @@ def test_an_actor_killed_during_a_screen_changes_nothing(screener: Screener, vic
 
 def test_actors_are_found_again_by_name(screener: Screener) -> None:
     again = Screener("baseline", "reference", device="cpu")
-    assert again._host.wait_until_ready()["pid"] == screener._host.wait_until_ready()["pid"]
-    assert [shard.name for shard in again._shards] == [shard.name for shard in screener.shards]
+    assert again.host.wait_until_ready()["pid"] == screener.host.wait_until_ready()["pid"]
+    assert [shard.name for shard in again.shards] == [shard.name for shard in screener.shards]
 
 
 def test_evaluation_ranks_the_whole_set(screener: Screener) -> None:

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _ONLINE_TOGETHER = 64
 _RANKED_TOGETHER = 16
+_MANY_HITS = 1000
 _FILTERS_KEPT = 32
 _PATIENCE, _LOOK_S = 0.5, 0.001
 _WAITED = b"rayzyme:waited_s"
@@ -51,9 +52,14 @@ _WAITED = b"rayzyme:waited_s"
 class _Request:
     queries: NDArray[np.float32]
     k: int
-    filters: Mapping[str, Any] | None
+    filters: str
     answer: asyncio.Future[pa.Table]
     asked_at: float
+
+    @property
+    def likeness(self) -> tuple[str, bool]:
+        """What requests that are searched for together have in common; nobody's few hits are to wait for another's thousands."""
+        return self.filters, self.k > _MANY_HITS
 
 
 class EmbeddingShard:
@@ -120,10 +126,12 @@ class EmbeddingShard:
         with log_context(**log_fields), get_metrics_collector().timed("rayzyme_search_seconds", tags={"lane": lane}):
             logger.debug("%d queries for %d hits, %s", len(queries), k, lane)
             asked_at = time.perf_counter()
+            # As text, for to Python 1, 1.0 and true are the same.
+            wanted = "" if not filters else json.dumps(filters, sort_keys=True, default=_as_json)
             if lane == "batch":
-                steps = partial(self._search_alone, queries, k, filters, asked_at)
+                steps = partial(self._search_alone, queries, k, wanted, asked_at)
                 return await asyncio.wrap_future(self._submit(steps, "batch"))
-            request = _Request(queries, k, filters, asyncio.get_running_loop().create_future(), asked_at)
+            request = _Request(queries, k, wanted, asyncio.get_running_loop().create_future(), asked_at)
             self._pending.append(request)
             # Not awaited: it also searches for others, and must go on when this caller hangs up.
             self._submit(self._search_pending, "online")
@@ -202,15 +210,13 @@ class EmbeddingShard:
                 f"nodes, store the set as bfloat16, or lower resources.memory.reserve_ratio"
             )
 
-    def _search_alone(
-        self, queries: NDArray[np.float32], k: int, filters: Mapping[str, Any] | None, asked_at: float
-    ) -> Steps:
+    def _search_alone(self, queries: NDArray[np.float32], k: int, filters: str, asked_at: float) -> Steps:
         waited = time.perf_counter() - asked_at
         hits = yield from self._search(queries, k, filters)
         return _with_waiting(hits, waited)
 
-    def _search(self, queries: NDArray[np.float32], k: int, filters: Mapping[str, Any] | None) -> Steps:
-        admitted = None if not filters else self._rows_admitted(json.dumps(filters, sort_keys=True, default=_as_json))
+    def _search(self, queries: NDArray[np.float32], k: int, filters: str) -> Steps:
+        admitted = self._rows_admitted(filters) if filters else None
         scores, rows = yield from self._index.search_in_steps(queries, k, admitted)
         return self._hits(scores, rows)
 
@@ -228,15 +234,15 @@ class EmbeddingShard:
             else:
                 waiting.append(request)
         while waiting:
-            filters = waiting[0].filters
-            alike = [request for request in waiting if request.filters == filters][:_ONLINE_TOGETHER]
+            likeness = waiting[0].likeness
+            alike = [request for request in waiting if request.likeness == likeness][:_ONLINE_TOGETHER]
             waiting = [request for request in waiting if request not in alike]
             metrics.record("rayzyme_online_batch_size", len(alike))
             self._together, begin = len(alike), time.perf_counter()
             self._most_together = max(self._most_together, self._together)
             try:
                 queries = np.concatenate([request.queries for request in alike])
-                hits = yield from self._search(queries, max(request.k for request in alike), filters)
+                hits = yield from self._search(queries, max(request.k for request in alike), likeness[0])
                 firsts = np.cumsum([0, *(len(request.queries) for request in alike)])
                 outcomes: list[Any] = [
                     _with_waiting(_part(hits, first, len(request.queries), request.k), begin - request.asked_at)

@@ -7,11 +7,14 @@ requests of different callers are searched for together in the shards, and a rea
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +22,8 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import RayTaskError, TaskCancelledError
 
-from rayzyme.chemistry import PreparedReaction
-from rayzyme.errors import InvalidReaction, NotFound, WorkerLost
+from rayzyme.chemistry import PreparedReaction, canonical_reaction, prepare_reactions
+from rayzyme.errors import InvalidReaction, NotFound, RayzymeError, WorkerLost
 from rayzyme.models.checkpoints import CheckpointRegistry
 from rayzyme.monitoring import get_metrics_collector
 from rayzyme.monitoring.logs import log_fields
@@ -33,7 +36,12 @@ from rayzyme_actors.long_lived import LOST, LongLivedActor, cause_of, lost_twice
 from rayzyme_actors.model_host import EncodedReactions
 from rayzyme_actors.screening import Screener, as_records, note_if_clamped, result_of
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
 _OPENED_KEPT: Final = 4
+_OPENED_TOGETHER: Final = 16
+_MERGED_AT_ONCE: Final = 2_000
 _LOOK_EVERY_S: Final = 1.0
 _TRIAL_REACTION: Final = "OO.OO>>O=O.O.O"
 # A request of many reactions must not hold up those of others for longer than a scan or two.
@@ -73,9 +81,12 @@ class OnlineScreening:
         self._checkpoints = CheckpointRegistry(settings.home, settings.checkpoints.sources)
         self._opened: OrderedDict[tuple[Any, ...], asyncio.Task[Screener]] = OrderedDict()
         self._encoded: OrderedDict[tuple[str, str], _Encoded] = OrderedDict()
+        # By the canonical reaction, one of the texts that are known.
+        self._texts: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._identities: dict[tuple[str, str], tuple[float, tuple[Any, ...]]] = {}
         self._trial: asyncio.Task[ScreeningAnswer] | None = None
         self._tried_at = 0.0
+        self._patient = ThreadPoolExecutor(_OPENED_TOGETHER, "rayzyme-opening")
         self._mending: dict[str, asyncio.Task[None]] = {}
 
     async def screen(
@@ -118,7 +129,9 @@ class OnlineScreening:
             some = encoded[first : first + _SEARCHED_TOGETHER]
             queries = np.stack([item.embedding for item in some])
             parts = await self._search(screener, queries, k, filters, lane, timing)
-            rankings = merge_hits(parts, len(some), k)
+            merge = partial(merge_hits, parts, len(some), k)
+            # Many take long enough for other callers to notice.
+            rankings = merge() if len(some) * k <= _MERGED_AT_ONCE else await asyncio.to_thread(merge)
             for record, item, hits in zip(records[first:], some, rankings, strict=False):
                 results.append(result_of(record, item.prepared, hits))
         if filters and any(len(result["hits"]) < k for result in results):
@@ -145,8 +158,15 @@ class OnlineScreening:
         return await asyncio.shield(trial)
 
     def screening_sets(self) -> list[dict[str, Any]]:
-        """The sets known by name."""
-        return [{"name": name, **self._library.open(name).info()} for name in self._library.names()]
+        """The sets known by name; of one that cannot be opened `damaged` tells why."""
+        return [{"name": name, **self._described(name)} for name in self._library.names()]
+
+    def _described(self, name: str) -> dict[str, Any]:
+        try:
+            return self._library.open(name).info()
+        except (RayzymeError, OSError, pa.ArrowException) as error:
+            logger.warning("the screening set %s cannot be opened: %s", name, error)
+            return {"damaged": "it cannot be opened; the server's log tells why"}
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """The checkpoints known by name."""
@@ -162,19 +182,23 @@ class OnlineScreening:
         key = await self._identity(checkpoint, screening_set)
         opening = self._opened.get(key)
         if opening is None:
-            work = asyncio.to_thread(Screener, checkpoint, screening_set, settings=self._settings)
+            work = self._patiently(partial(Screener, checkpoint, screening_set, settings=self._settings))
             opening = self._opened[key] = asyncio.get_running_loop().create_task(work)
+            opening.add_done_callback(partial(self._forget_failed, key))
             while len(self._opened) > _OPENED_KEPT:
                 self._opened.popitem(last=False)
         self._opened.move_to_end(key)
-        try:
-            # Shielded: a caller who hangs up must not cancel the opening for all.
-            return await asyncio.shield(opening)
-        except Exception:
-            # What could not be opened once is not kept: its cause may be gone when somebody asks again.
-            if self._opened.get(key) is opening:
-                del self._opened[key]
-            raise
+        # Shielded: a caller who hangs up must not cancel the opening for all.
+        return await asyncio.shield(opening)
+
+    def _forget_failed(self, key: tuple[Any, ...], opening: asyncio.Task[Screener]) -> None:
+        """What could not be opened once is not kept: its cause may be gone when somebody asks again."""
+        if (opening.cancelled() or opening.exception() is not None) and self._opened.get(key) is opening:
+            del self._opened[key]
+
+    async def _patiently(self, work: Callable[[], T]) -> T:
+        """In a thread for what may take minutes: the few that the event loop has for the rest are not to wait for it."""
+        return await asyncio.get_running_loop().run_in_executor(self._patient, work)
 
     async def _identity(self, checkpoint: str, screening_set: str) -> tuple[Any, ...]:
         """What the files are, looked at once in a second at most."""
@@ -222,7 +246,7 @@ class OnlineScreening:
         """Wait until an actor is back; once for all who wait."""
         mending = self._mending.get(actor.name)
         if mending is None:
-            mending = asyncio.get_running_loop().create_task(asyncio.to_thread(_restart, actor))
+            mending = asyncio.get_running_loop().create_task(self._patiently(partial(_restart, actor)))
             self._mending[actor.name] = mending
             mending.add_done_callback(lambda _: self._mending.pop(actor.name, None))
         await asyncio.shield(mending)
@@ -245,17 +269,36 @@ class OnlineScreening:
                 if not isinstance(prepared, PreparedReaction):
                     place = reactions.index(text) + 1
                     raise InvalidReaction(f"reaction {place} {prepared}")
-                found[text] = self._encoded[digest, text] = _Encoded(prepared, next(rows))
+                # A copy: a row of the answer would keep all of it in memory.
+                found[text] = self._encoded[digest, text] = _Encoded(prepared, next(rows).copy())
+                self._texts[digest, canonical_reaction(text)] = text
             while len(self._encoded) > self._settings.serve.embeddings_kept:
                 self._encoded.popitem(last=False)
+            while len(self._texts) > self._settings.serve.embeddings_kept:
+                self._texts.popitem(last=False)
         timing.encode += time.perf_counter() - begin
         return [found[text] for text in reactions]
 
     def _remembered(self, digest: str, text: str) -> _Encoded | None:
+        """What is known of a reaction, by its text or, where the model maps no atoms, by another way to write it."""
         item = self._encoded.get((digest, text))
+        if item is None:
+            item = self._known_otherwise(digest, text)
+            if item is not None:
+                self._encoded[digest, text] = item
         if item is not None:
             self._encoded.move_to_end((digest, text))
         return item
+
+    def _known_otherwise(self, digest: str, text: str) -> _Encoded | None:
+        try:
+            same = self._encoded.get((digest, self._texts.get((digest, canonical_reaction(text)), "")))
+            if same is None or same.prepared.mapped_reaction is not None:
+                return None
+            return _Encoded(prepare_reactions([text], needs_atom_mapping=False)[0], same.embedding)
+        except InvalidReaction:
+            # The model's host says what is wrong with it.
+            return None
 
     async def _search(
         self,

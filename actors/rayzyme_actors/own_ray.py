@@ -117,6 +117,9 @@ def _command(num_cpus: int | None, dashboard_port: int | None) -> list[str]:
     options: dict[str, object] = {
         **ports, "ray-client-server-port": _free_port(), "dashboard-host": "127.0.0.1",
     }  # fmt: skip
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        # Nobody is asked who they are, so nobody from elsewhere may get here.
+        options["node-ip-address"] = "127.0.0.1"
     if num_cpus is not None:
         options["num-cpus"] = num_cpus
     if dashboard_port is not None:

@@ -284,6 +284,8 @@ class ServeSettings(_Section):
         max_reaction_length: Characters of a reaction SMILES.
         max_sequence_length: Residues of a protein.
         max_top_k: Hits per reaction.
+        max_hits: Hits of all reactions of a request that is answered at once.
+        max_atoms: Heavy atoms on a side of a reaction that is drawn or answered at once.
         requests_per_minute: Of each token, or of each address where nobody has a token; None does not limit them.
         embeddings_kept: Reaction embeddings that a replica remembers.
         max_followers: Streams of jobs' events that one replica keeps open, beside `max_running`; more are answered 429.
@@ -298,11 +300,13 @@ class ServeSettings(_Section):
     max_body_mb: PositiveInt = 1
     max_reactions: PositiveInt = 256
     max_job_reactions: PositiveInt = 10_000
-    max_job_proteins: PositiveInt = 10_000
+    max_job_proteins: PositiveInt = 2_000
     max_job_hits: PositiveInt = 2_000_000
     max_reaction_length: PositiveInt = 5_000
     max_sequence_length: PositiveInt = 10_000
     max_top_k: PositiveInt = 10_000
+    max_hits: PositiveInt = 100_000
+    max_atoms: PositiveInt = 400
     requests_per_minute: PositiveInt | None = None
     embeddings_kept: PositiveInt = 10_000
     max_followers: PositiveInt = 32

@@ -53,7 +53,10 @@ class OwnErrors:
 
 
 def middlewares() -> list[Middleware]:
-    """For Serve's proxies."""
+    """For Serve's proxies, whose errors are counted as ours are."""
+    from rayzyme_actors.metrics import export_metrics
+
+    export_metrics()
     return [Middleware(OwnErrors)]
 
 

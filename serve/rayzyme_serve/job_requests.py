@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rayzyme.jobs.job import TaskPriority
 from rayzyme.models.checkpoints import CheckpointRegistry
@@ -22,6 +22,7 @@ from rayzyme.workflows import (
     create_set_evaluation_workflow,
     create_simple_screening_workflow,
 )
+from rayzyme_serve.plain_json import PlainJson
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 _PEROXIDE, _ACETATE = "OO.OO>>O=O.O.O", "CC(=O)OCC.O>>CC(=O)O.CCO"
@@ -100,9 +101,7 @@ class ScreeningParameters(_Parameters):
         list[ProteinRow] | None, Field(min_length=1, description="Of which a set is built for this job.")
     ] = None
     top_k: Annotated[int, Field(ge=1, description="Hits per reaction.")] = 100
-    filters: Annotated[
-        dict[str, JsonValue] | None, Field(description="Which proteins may be hits, by column of the set.")
-    ] = None
+    filters: Annotated[PlainJson | None, Field(description="Which proteins may be hits, by column of the set.")] = None
     mode: Annotated[ScreeningMode, Field(description="For throughput, or one by one before batch work.")] = "batched"
     strict: Annotated[bool, Field(description="Fail at what cannot be used instead of listing it.")] = False
 
@@ -190,7 +189,7 @@ class _JobRequest(_Wire):
         Literal["low", "normal", "high", "critical"] | TaskPriority, Field(description="By word, or from 0 to 3.")
     ] = TaskPriority.NORMAL
     metadata: Annotated[
-        dict[str, JsonValue], Field(description="Kept with the job; `deadline` (ISO 8601) counts where jobs have one.")
+        PlainJson, Field(description="Kept with the job; `deadline` (ISO 8601) counts where jobs have one.")
     ] = {}
 
     @property

@@ -6,7 +6,7 @@ Viewers and admins see everybody's jobs; users see their own, and are told of th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Response
@@ -170,14 +170,29 @@ async def events(
     percent, eta, eta_low, eta_high, stalled and message. The stream may end before the job does: ask again with the last id.
     """
     limits = service.settings.serve
-    if service.watcher.watchers >= limits.max_followers:
+    if service.followers >= limits.max_followers:
         raise TooManyRequests(
             f"{limits.max_followers} clients follow jobs here already; ask for the job itself instead", 5
         )
     last_seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 10 else None
     told = job_events(service.store, service.watcher, job.job.job_id, last_seen, lasts_s=limits.timeout * _OF_TIMEOUT)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+    return _Following(service, told, media_type="text/event-stream", headers=headers)
+
+
+class _Following(StreamingResponse):
+    """Counts from the moment it is made, so that no more can be let in at once than may be."""
+
+    def __init__(self, service: Service, told: AsyncIterator[str], **more: Any) -> None:
+        super().__init__(told, **more)
+        self._service = service
+        service.followers += 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._service.followers -= 1
 
 
 @router.get(

@@ -6,13 +6,15 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Response
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rayzyme.access import Role
+from rayzyme.chemistry.reactions import atoms_on_larger_side
 from rayzyme.screening.answer import ScreeningAnswer
 from rayzyme.settings import ScreeningMode, get_settings
 from rayzyme_serve import faults
 from rayzyme_serve.access import require
+from rayzyme_serve.plain_json import PlainJson
 from rayzyme_serve.service import Service, service_of
 
 router = APIRouter(
@@ -33,9 +35,7 @@ class ScreenRequest(BaseModel):
     top_k: Annotated[int, Field(ge=1, description="Hits per reaction.")] = 100
     screening_set: Annotated[str, Field(max_length=256)] = "reference"
     checkpoint: Annotated[str, Field(max_length=256)] = "baseline"
-    filters: Annotated[
-        dict[str, Any] | None, Field(description="Which proteins may be hits, by column of the set.")
-    ] = None
+    filters: Annotated[PlainJson | None, Field(description="Which proteins may be hits, by column of the set.")] = None
     mode: ScreeningMode = "interactive"
 
     @field_validator("reactions")
@@ -51,6 +51,10 @@ class ScreenRequest(BaseModel):
                 raise ValueError(
                     f"reaction {number} has {len(reaction)} characters, more than {limits.max_reaction_length}"
                 )
+            if (atoms := atoms_on_larger_side(reaction)) > limits.max_atoms:
+                raise ValueError(
+                    f"reaction {number} has {atoms} atoms on one side, more than {limits.max_atoms}; submit a job"
+                )
         return reactions
 
     @field_validator("top_k")
@@ -60,6 +64,13 @@ class ScreenRequest(BaseModel):
         if top_k > most:
             raise ValueError(f"at most {most} hits are answered; a job can have more")
         return top_k
+
+    @model_validator(mode="after")
+    def _few_hits_in_all(self) -> ScreenRequest:
+        most, asked = get_settings().serve.max_hits, len(self.reactions) * self.top_k
+        if asked > most:
+            raise ValueError(f"{asked} hits are asked for in all, and {most} are answered at once; submit a job")
+        return self
 
 
 @router.post("/screen", response_model=ScreeningAnswer, responses=faults.responses(400, 404, 408, 409, 413, 422))

@@ -21,10 +21,12 @@ class Service:
 
     Attributes:
         settings: In force.
+        followers: Streams of jobs' events that are open.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.followers = 0
 
     @cached_property
     def screening(self) -> OnlineScreening:

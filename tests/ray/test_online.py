@@ -152,3 +152,52 @@ def test_the_lines_of_a_shard_tell_whose_request_it_is(shard: EmbeddingShard, ca
     caplog.handler.addFilter(lambda record: seen.append((record.getMessage(), log_fields())) or True)
     asyncio.run(shard.search(np.eye(16, dtype=np.float32)[:1], 3, log_fields={"request_id": "r1"}))
     assert ("1 queries for 3 hits, online", {"request_id": "r1"}) in seen
+
+
+def test_another_way_to_write_a_reaction_is_not_encoded_again(asked: list[str]) -> None:
+    async def story() -> None:
+        online = OnlineScreening(get_settings())
+        first = await online.screen(["CC(=O)OCC.O>>CC(=O)O.CCO"], top_k=3)
+        other = await online.screen(["O.C(C)OC(C)=O>>OCC.OC(C)=O"], top_k=3)
+        assert first["results"][0]["hits"] == other["results"][0]["hits"]
+        assert other["results"][0]["reaction"] == "O.C(C)OC(C)=O>>OCC.OC(C)=O"
+
+    asyncio.run(story())
+    assert asked.count("encode_reactions") == 1
+
+
+def test_actors_that_could_not_be_had_once_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise InvalidInput("not now")
+
+    async def story() -> None:
+        online = OnlineScreening(get_settings())
+        with monkeypatch.context() as once:
+            once.setattr("rayzyme_actors.online.Screener", fails)
+            with pytest.raises(InvalidInput, match="not now"):
+                await online.screen([PEROXIDE], top_k=3)
+        assert (await online.screen([PEROXIDE], top_k=3))["results"]
+
+    asyncio.run(story())
+
+
+def test_a_set_that_is_damaged_hides_no_other(home: Path) -> None:
+    (home / "screening_sets").mkdir(parents=True)
+    (home / "screening_sets" / "torn.arrow").write_bytes(b"torn")
+    listed = {told["name"]: told for told in OnlineScreening(get_settings()).screening_sets()}
+    assert "checkpoint" in listed["reference"]
+    assert "cannot be opened" in listed["torn"]["damaged"]
+
+
+def test_filters_that_python_takes_for_equal_are_not_searched_for_together(tmp_path: Path) -> None:
+    rows = np.eye(4, dtype=np.float32)
+    columns = {"batch": ["1", "1.0", "true", "x"]}
+    made = ScreeningSet.from_arrays([f"P{n}" for n in range(4)], rows, columns, CheckpointRef("toy", "ab" * 32))
+    shard = EmbeddingShard(str(made.save(tmp_path / "toy.arrow")), made.digest, 0, 4, "cpu", 1, 0.0)
+
+    async def story() -> list[list[str]]:
+        await shard.search(rows[:1], 1)
+        asking = [shard.search(rows[:1], 4, {"batch": value}) for value in (1, 1.0, True)]
+        return [hits["protein_id"].to_pylist() for hits in await asyncio.gather(*asking)]
+
+    assert asyncio.run(story()) == [["P0"], ["P1"], ["P2"]]

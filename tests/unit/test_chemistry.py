@@ -359,3 +359,9 @@ def written(folder: Path, text: str) -> Path:
     path = folder / "reactions.csv"
     path.write_text(text)
     return path
+
+
+def test_a_reaction_that_is_too_large_to_be_drawn_or_fingerprinted_in_time_is_refused() -> None:
+    with pytest.raises(InvalidReaction, match="1,201 atoms on one side; the most that is read is 1,200"):
+        parse_reaction("CC>>" + "C" * 1_201)
+    assert parse_reaction("CC>>" + "[CH2]" * 1_200).products

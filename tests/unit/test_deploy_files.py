@@ -76,7 +76,7 @@ def test_serve_finds_the_application_and_the_deployment_that_are_named(serve_con
 def test_the_limits_are_those_of_the_settings(serve_config: dict[str, Any]) -> None:
     (deployment,) = serve_config["applications"][0]["deployments"]
     settings = ServeSettings()
-    assert deployment["max_ongoing_requests"] == settings.max_running
+    assert deployment["max_ongoing_requests"] == settings.max_running + settings.max_followers
     assert deployment["max_queued_requests"] == settings.max_queued
     assert serve_config["http_options"]["request_timeout_s"] == settings.timeout
 

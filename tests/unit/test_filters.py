@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -102,3 +104,16 @@ def test_words_without_an_operator_are_refused() -> None:
 )
 def test_shared_ec_levels_count_from_the_left(found: str | None, levels: int) -> None:
     assert shared_levels("1.1.1.1", found) == levels
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"length": {">=": None}}, {"length": {">=": [1]}}, {"length": {"<": 10**400}}, {"protein_id": "\ud800"},
+        {"protein_id": {"contains": "\ud800"}}, {"tags": {"contains": "x"}}, {"tags": {">": 1}}, {"tags": "x"},
+    ],
+)  # fmt: skip
+def test_a_value_that_the_column_cannot_be_compared_with_is_the_callers_mistake(wanted: dict[str, Any]) -> None:
+    proteins = pa.table({"protein_id": ["P1", "P2"], "length": [10, 20], "tags": [["a"], ["b"]]})
+    with pytest.raises(InvalidInput, match=next(iter(wanted))):
+        matching_rows(proteins, wanted)

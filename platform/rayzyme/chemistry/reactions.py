@@ -15,6 +15,9 @@ from rdkit import Chem, rdBase
 
 from rayzyme.errors import InvalidReaction
 
+MAX_ATOMS = 1_200
+"""Atoms on the larger side of the largest reaction that is read: fingerprints and drawings take time with the cube of it."""
+
 MAX_LENGTH = 20_000
 """Characters of the longest reaction SMILES that is read; the longest in biochemical collections have about 3,000."""
 
@@ -27,6 +30,7 @@ _ARROW = re.compile(r"(?<!-)>")
 # RDKit's capture swaps a stream of the whole process: two that overlap would restore each other's.
 _ERROR_LOG = threading.Lock()
 
+_ATOM = re.compile(r"\[[^\]]*\]|Br|Cl|[BCNOPSFIbcnops]")
 _TIMESTAMP = re.compile(r"^\[\d\d:\d\d:\d\d\]\s*", re.MULTILINE)
 _POSITION = re.compile(r"around position (\d+)")
 _VALENCE = re.compile(r"[Ee]xplicit valence for atom # (\d+) (\w+), (\d+),? is greater than permitted")
@@ -111,6 +115,11 @@ def reaction_key(text: str) -> str:
     return ">>".join(sorted((_neutral_side(reaction.reactants), _neutral_side(reaction.products))))
 
 
+def atoms_on_larger_side(text: str) -> int:
+    """About how many atoms, hydrogens without brackets apart, the larger side of a reaction SMILES has; it need not be valid."""
+    return max(len(_ATOM.findall(side)) for side in _ARROW.split(text))
+
+
 def abbreviated(text: object) -> str:
     """A reaction quoted for a message, cut where it is long."""
     shown = str(text).strip()
@@ -150,6 +159,8 @@ def _parse(text: str) -> Reaction:
         raise InvalidReaction("it is empty; write it as SMILES: reactants>>products")
     if len(smiles) > MAX_LENGTH:
         raise InvalidReaction(f"it has {len(smiles):,} characters; the most that is read is {MAX_LENGTH:,}")
+    if (atoms := atoms_on_larger_side(smiles)) > MAX_ATOMS:
+        raise InvalidReaction(f"it has {atoms:,} atoms on one side; the most that is read is {MAX_ATOMS:,}")
     if trailing := smiles.split(maxsplit=1)[1:]:
         raise InvalidReaction(
             f"after a blank follows {abbreviated(trailing[0])}; "

@@ -28,6 +28,8 @@ from rayzyme.screening.screening_set import EMBEDDING_COLUMN, ID_COLUMN
 Filter = Mapping[str, Any]
 EC_COLUMN = "ec"
 
+# What a value of another kind than the column's comes to.
+_UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
 _COMPARISONS = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
 _WORD = re.compile(r"^(?P<column>[^<>=!~]+?)\s*(?P<operator><=|>=|!=|~|<|>|=)\s*(?P<value>.*)$")
 
@@ -109,7 +111,7 @@ def _mask(column: str, values: pa.ChunkedArray, condition: Any) -> Any:
         # In the column's own type, so that 90.0 finds 90 and True finds true.
         wanted = pa.array([str(value).lower() if isinstance(value, bool) else str(value) for value in alternatives])
         return pc.is_in(values, value_set=pc.cast(wanted, values.type))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except _UNFIT as error:
         raise InvalidInput(f"filter {column} = {condition!r}: the column holds {values.type} ({error})") from None
 
 
@@ -121,13 +123,18 @@ def _operator_mask(column: str, values: pa.ChunkedArray, operator: str, operand:
                 values = pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), ""), None, values)
             numbers = pc.cast(values, pa.float64())
             return _COMPARISONS[operator](numbers, float(operand))
-        except (pa.ArrowInvalid, ValueError) as error:
+        except _UNFIT as error:
             raise InvalidInput(f"filter {column} {operator} {operand}: not a number ({error})") from None
     if operator == "!=":
         # Whatever "=" does not admit, rows without a value included.
         return pc.invert(pc.fill_null(_mask(column, values, operand), False))
     if operator == "contains":
-        return pc.match_substring(_as_text(values), str(operand), ignore_case=True)
+        try:
+            return pc.match_substring(_as_text(values), str(operand), ignore_case=True)
+        except _UNFIT as error:
+            raise InvalidInput(
+                f"filter {column} contains {operand!r}: the column holds {values.type} ({error})"
+            ) from None
     known = ", ".join([*_COMPARISONS, "!=", "contains"])
     raise InvalidInput(f"filter on column {column!r} has unknown operator {operator!r}; known: {known}")
 

@@ -56,7 +56,9 @@ def up_command(
     from rayzyme_serve.running_platform import Wishes, start_platform, stop_platform
 
     if foreground:
-        signal.signal(signal.SIGTERM, _as_interrupt)
+        # Both: a shell starts what it runs in the background without the first.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _as_interrupt)
     try:
         record = start_platform(settings, Wishes(host, port, num_cpus, dashboard_port), printer.note)
         _print(printer, record)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from rayzyme.access import Role
 from rayzyme.chemistry import draw_reaction
+from rayzyme.chemistry.reactions import atoms_on_larger_side
 from rayzyme.errors import InvalidReaction
 from rayzyme_serve import access, faults
 from rayzyme_serve.service import Service, service_of
@@ -79,9 +80,11 @@ def drawing(
     max_height: Annotated[int, Query(ge=100, le=2000, description="Height in pixels that it has at most.")] = 2000,
 ) -> Response:
     """A reaction as a picture (SVG), as high as it becomes at a width."""
-    longest = service.settings.serve.max_reaction_length
-    if len(reaction) > longest:
-        raise InvalidReaction(f"the reaction has {len(reaction)} characters, more than {longest}")
+    limits = service.settings.serve
+    if len(reaction) > limits.max_reaction_length:
+        raise InvalidReaction(f"the reaction has {len(reaction)} characters, more than {limits.max_reaction_length}")
+    if (atoms := atoms_on_larger_side(reaction)) > limits.max_atoms:
+        raise InvalidReaction(f"the reaction has {atoms} atoms on one side; up to {limits.max_atoms} are drawn")
     svg = draw_reaction(reaction, width, None, max_height)
     return Response(svg, media_type=_TYPES[".svg"], headers={"Cache-Control": "private, max-age=3600"})
 

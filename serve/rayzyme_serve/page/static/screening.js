@@ -55,7 +55,7 @@ export function loadChoices() {
 
 async function fetchChoices() {
   [sets, checkpoints] = await Promise.all([
-    fetchJson("v1/screening-sets").then((answer) => answer.screening_sets),
+    fetchJson("v1/screening-sets").then((answer) => answer.screening_sets.filter((set) => !set.damaged)),
     fetchJson("v1/checkpoints").then((answer) => answer.checkpoints),
   ]);
   offer("screening-set", sets.map((set) => [set.name, set.name, false]));

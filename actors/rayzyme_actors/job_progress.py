@@ -63,8 +63,10 @@ class JobProgress:
     def _publish(self) -> None:
         self._tracker = ProgressTracker()
         tasks, self._tasks = [*self._tasks, *(self._percent.keys() - set(self._tasks))], []
+        # All of them before any of them is far: what was told as done of a part would never be taken back.
         for task in tasks:
             self._add(task)
+        for task in tasks:
             self._advance(task, 0.0, self._percent.get(task, 0.0), self._messages.get(task))
         self._tracker.publish(self._job_id, self._attempt, self._store.database)
 

@@ -163,7 +163,8 @@ class OnlineScreening:
 
     def _described(self, name: str) -> dict[str, Any]:
         try:
-            return self._library.open(name).info()
+            # Where it lies is the server's business.
+            return {key: value for key, value in self._library.open(name).info().items() if key != "path"}
         except (RayzymeError, OSError, pa.ArrowException) as error:
             logger.warning("the screening set %s cannot be opened: %s", name, error)
             return {"damaged": "it cannot be opened; the server's log tells why"}

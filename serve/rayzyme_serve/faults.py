@@ -40,6 +40,8 @@ STATUSES: Final[dict[type[Exception], int]] = {
     errors.WorkerLost: 503,
 }
 _RETRY_AFTER_S: Final = 1.0
+# A place in the queue becomes free when a job has run.
+_QUOTA_RETRY_S: Final = 10.0
 _WORDS: Final = {400: "BadRequest", 404: "NotFound", 405: "MethodNotAllowed", 406: "NotAcceptable", 413: "TooLarge"}
 
 
@@ -77,12 +79,15 @@ def error_response(status: int, detail: str, code: str, retry_after_s: float | N
 
 async def _tell(_request: Request, error: Exception) -> JSONResponse:
     status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
-    retry_after_s = getattr(error, "retry_after_s", _RETRY_AFTER_S) if status in (429, 503) else None
+    usual = _QUOTA_RETRY_S if isinstance(error, errors.QuotaExceeded) else _RETRY_AFTER_S
+    retry_after_s = getattr(error, "retry_after_s", usual) if status in (429, 503) else None
     return error_response(status, _text(error), type(error).__name__, retry_after_s)
 
 
-async def _tell_malformed(_request: Request, error: Exception) -> JSONResponse:
+async def _tell_malformed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    if request.method == "POST" and "json" not in request.headers.get("content-type", ""):
+        return error_response(422, "send the body as JSON, with the header Content-Type: application/json", "Malformed")
     return error_response(422, "; ".join(_fault(fault) for fault in error.errors()), "Malformed")
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rayzyme.jobs.job import TaskPriority
 from rayzyme.models.checkpoints import CheckpointRegistry
+from rayzyme.screening.filters import matching_rows
 from rayzyme.screening.library import REFERENCE, ScreeningSetLibrary
 from rayzyme.settings import ScreeningMode, ServeSettings, Settings, get_settings
 from rayzyme.workflows import (
@@ -274,9 +275,17 @@ def workflow_of(request: _JobRequest, settings: Settings, folder: Path) -> Workf
         InvalidInput: Something else that only the workflow's maker can see, such as an unknown metric.
     """
     parameters = request.parameters
-    CheckpointRegistry(settings.home, settings.checkpoints.sources).require_name(parameters.checkpoint)
+    checkpoints = CheckpointRegistry(settings.home, settings.checkpoints.sources)
+    checkpoints.require_name(parameters.checkpoint)
+    # What is not here yet is fetched by the server's owner, not by whoever asks first.
+    checkpoints.resolve(parameters.checkpoint)
     if parameters.set_name is not None:
-        ScreeningSetLibrary(settings.screening_sets).require_name(parameters.set_name)
+        library = ScreeningSetLibrary(settings.screening_sets)
+        library.require_name(parameters.set_name)
+        # A filter that no row could be asked about is told now, not when the job has waited for its turn.
+        matching_rows(
+            library.open(parameters.set_name).proteins.slice(0, 0), getattr(parameters, "filters", None) or {}
+        )
     return parameters.workflow(folder, settings.device)
 
 

@@ -252,6 +252,8 @@ def _follow(
 def _steer(
     context: typer.Context, output: Any, jobs: list[str], done: str, act: Callable[[JobStore, str], bool]
 ) -> None:
+    from rayzyme.jobs.states import JobState
+
     own: Context = context.obj
     printer = own.output(output)
     outcome: dict[str, bool] = {}
@@ -260,7 +262,8 @@ def _steer(
             job_id = record.job.job_id
             outcome[job_id] = act(store, job_id)
             if outcome[job_id]:
-                printer.note(f"{job_id} is {done}")
+                is_running = done == "cancelled" and store.job(job_id).state is JobState.RUNNING
+                printer.note(f"{job_id} is asked to end" if is_running else f"{job_id} is {done}")
                 printer.value(job_id)
             else:
                 printer.warning(f"{job_id} cannot be {done}: it is {store.job(job_id).state}")

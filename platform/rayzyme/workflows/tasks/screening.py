@@ -96,6 +96,8 @@ class BuildScreeningSetTask(ScreeningTask):
         rejected = [
             {"line": item.line, "protein_id": item.protein_id, "reason": item.reason} for item in report.rejected
         ]
+        if rejected:
+            context.shared_state["proteins_left_out"] = _left_out(rejected)
         output = {
             "path": final, "proteins": report.proteins, "embedded": report.embedded, "reused": report.reused,
             "rejected": len(rejected), "first_rejected": rejected[:_REJECTED_LISTED],
@@ -143,6 +145,13 @@ class BuildScreeningSetTask(ScreeningTask):
     def _source(self) -> str:
         given = self.proteins_csv
         return given if isinstance(given, str) else f"the {len(given)} that were given"
+
+
+def _left_out(rejected: list[dict[str, Any]]) -> str:
+    """What to tell beside a ranking that lacks some of the proteins."""
+    reasons = "; ".join(row["reason"] for row in rejected[:_REASONS_TOLD])
+    more = f"; and {len(rejected) - _REASONS_TOLD} more" if len(rejected) > _REASONS_TOLD else ""
+    return f"{len(rejected)} protein(s) were left out: {reasons}{more}"
 
 
 class RunScreeningTask(SetTask):
@@ -210,6 +219,7 @@ class RunScreeningTask(SetTask):
         query = Query(model, address, records, top_k, self.mode, self.filters, self.strict)
         answer = services.screen(query, told.part(2, 95, "reactions screened"))
         answer["rejected"] = [*rejected, *answer["rejected"]]
+        answer["notes"] += [note for note in [context.shared_state.get("proteins_left_out")] if note is not None]
         if not answer["results"]:
             reasons = "\n".join(row["reason"] for row in answer["rejected"][:_REASONS_TOLD])
             raise InvalidReaction(f"none of the {len(answer['rejected'])} reactions could be screened:\n{reasons}")

@@ -7,13 +7,20 @@ EXTRAS := esm,mapping,test,lint,bench
 # Scripts started here must not see `platform/` before the standard library's module of that name.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint bench serve install system-packages clean
+.PHONY: demo test test-alone test-on-ray lint bench serve install system-packages clean
 
 demo: install ## Rank enzymes for well-known reactions with the bundled model
 	$(BIN)/rayzyme screen baseline examples/well_known_reactions.csv --top-k 100 --show 5 --output-dir results/demo
 
+# Those that stand on a Ray wait a lot; meanwhile the others compute.
 test: install system-packages ## Run all tests
-	$(BIN)/python -m pytest
+	$(MAKE) --jobs=2 --output-sync=target --keep-going test-alone test-on-ray
+
+test-alone:
+	$(BIN)/python -m pytest tests/unit
+
+test-on-ray:
+	$(BIN)/python -m pytest tests/ray tests/services
 
 lint: install ## Style, types on the ground floor, direction of imports
 	$(BIN)/ruff check .

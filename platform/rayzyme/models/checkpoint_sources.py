@@ -96,7 +96,10 @@ def _published(name: str) -> CheckpointSource:
 
 BUILT_IN: Final = (
     CheckpointSource(
-        BASELINE, str(_BUNDLED), CheckpointFormat.SAFETENSORS, description="Small bundled model for a first run"
+        BASELINE,
+        str(_BUNDLED),
+        CheckpointFormat.SAFETENSORS,
+        description="Small bundled model for a first run and for teaching; for discovery bring CLIPZyme's weights",
     ),
     _published("clipzyme_official_v1"),
     _published("clipzyme_v1"),

@@ -81,10 +81,17 @@ function describeSet(isNewSet) {
   if (isNewSet && checkpoints.some((one) => one.name === set.checkpoint && one.present)) field.value = set.checkpoint;
   const isOther = field.value !== set.checkpoint;
   byId("set-hint").textContent =
-    `${count(set.proteins, "protein")}, embedded by ${set.checkpoint}.` +
+    `${count(set.proteins, "protein")}, embedded by ${set.checkpoint}${aboutCheckpoint(set.checkpoint)}.` +
     (isOther ? " Another checkpoint's scores mean nothing in it, so the server will refuse." : "");
   byId("set-hint").classList.toggle("warning", isOther);
   offerColumns(set.metadata_columns);
+}
+
+function aboutCheckpoint(name) {
+  const known = checkpoints.find((one) => one.name === name);
+  if (known === undefined) return "";
+  const told = known.description;
+  return `: ${/^[A-Z][a-z ]/.test(told) ? told[0].toLowerCase() + told.slice(1) : told}`;
 }
 
 // What is drawn while somebody types.

@@ -92,15 +92,14 @@ class JsonOutput(_Silent):
     """One JSON document."""
 
     def document(self, document: Mapping[str, Any]) -> None:
-        json.dump(document, sys.stdout, ensure_ascii=False, indent=1)
-        sys.stdout.write("\n")
+        _say(json.dumps(document, ensure_ascii=False, indent=1))
 
 
 class QuietOutput(_Silent):
     """Bare values, one a line."""
 
     def value(self, text: str) -> None:
-        sys.stdout.write(f"{text}\n")
+        _say(text)
 
 
 class TableOutput(_Silent):
@@ -119,7 +118,7 @@ class TableOutput(_Silent):
         console.print(table, markup=False)
 
     def line(self, text: str) -> None:
-        sys.stdout.write(f"{text}\n")
+        _say(text)
 
     def note(self, text: str) -> None:
         Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
@@ -183,3 +182,9 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _say(text: str) -> None:
+    """To whoever reads this, now: a command that stays, such as `up --foreground`, may have a program at the other end."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -19,6 +19,7 @@ SUITES = (
     "scheduling",
     "store",
     "dispatcher",
+    "online",
 )
 
 

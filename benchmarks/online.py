@@ -151,8 +151,8 @@ def _batch_load(screener: Any, reactions: list[str]) -> Iterator[list[int]]:
 
     def work() -> None:
         while not is_over.is_set():
-            screener.screen(4 * reactions, TOP_K, mode="batched")
-            done.append(4 * len(reactions))
+            screener.screen(reactions, TOP_K, mode="batched")
+            done.append(len(reactions))
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -13,16 +13,6 @@ ROOM = {SLOT: 100.0, "gpu": 4.0}
 QUEUED, RUNNING = frozenset({JobState.QUEUED}), frozenset({JobState.RUNNING})
 
 
-class Clock:
-    """A clock that goes when it is told to."""
-
-    def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def request(name: str = "job", owner: str = "ada", **more: Any) -> JobRequest:
     """A request that needs one slot."""
     return JobRequest(name, owner, **{"spec": {"tasks": []}, "needs": {SLOT: 1.0}, **more})

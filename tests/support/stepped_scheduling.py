@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from tests.support.job_samples import Clock
+from tests.support.timing import Clock
 
 from rayzyme.jobs.changes import Applied, Change
 from rayzyme.jobs.scheduling import SchedulerMachine

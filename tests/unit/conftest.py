@@ -1,18 +1,56 @@
-"""Fixtures shared by unit tests: a server that misbehaves as told, patience that costs no time, small disks."""
+"""Fixtures shared by unit tests: jobs in a database, commands, a server that misbehaves as told, patience that costs no time,
+small disks.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from tests.support.broken_http_server import BrokenServer
+from tests.support.timing import Clock
 
+from rayzyme.database import open_database
+from rayzyme.jobs.store import JobStore
 from rayzyme.models.download import Retries
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time of `store`."""
+    return Clock(1_800_000_000.0)
+
+
+@pytest.fixture
+def store(database_url: str, clock: Clock) -> Iterator[JobStore]:
+    """Jobs in a database of their own, once on SQLite and once on PostgreSQL."""
+    with closing(open_database(database_url)) as database:
+        yield JobStore(database, clock=clock)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command of `rayzyme`; gives its exit code, standard output and standard error."""
+    from rayzyme_serve.cli import main
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rayzyme", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return command
 
 
 @pytest.fixture

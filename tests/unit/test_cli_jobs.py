@@ -19,31 +19,12 @@ from rayzyme.jobs.job import JobRequest, TaskPriority
 from rayzyme.jobs.role import SETTINGS, ProcessIdentity
 from rayzyme.jobs.states import JobState
 from rayzyme.jobs.store import JobStore
-from rayzyme_serve.cli import main
 
 
 @pytest.fixture
 def store(home: Path) -> Iterator[JobStore]:
     with closing(open_database()) as database:
         yield JobStore(database)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command; gives its exit code, standard output and standard error."""
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rayzyme", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return command
 
 
 def submitted(store: JobStore, *names: str) -> list[str]:

@@ -12,7 +12,8 @@ from typing import IO, Any
 
 import pytest
 from sqlalchemy import Connection, select, text
-from tests.support.job_samples import ROOM, Clock, change, finish, request, settled, start
+from tests.support.job_samples import ROOM, change, finish, request, settled, start
+from tests.support.timing import Clock
 from typer.testing import CliRunner
 
 from rayzyme.database import Database, open_database, record_event
@@ -28,17 +29,6 @@ from rayzyme.storage.run_folders import RunFolders, Space
 from rayzyme_serve.cli.main import app
 
 DAY = 86400.0
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(database_url: str, clock: Clock) -> Iterator[JobStore]:
-    with closing(open_database(database_url)) as database:
-        yield JobStore(database, clock=clock)
 
 
 def forge(database: Database, statement: str) -> None:
@@ -285,7 +275,7 @@ def test_the_command_checks_verifies_and_removes(home: Path) -> None:
     """D9, D12"""
     run = CliRunner().invoke
     with closing(open_database()) as database:
-        clock = Clock(Clock().now - 200 * DAY)
+        clock = Clock(Clock(1_800_000_000.0).now - 200 * DAY)
         store = JobStore(database, clock=clock)
         ids = lived(store, clock)
         wrote(home / "runs", *ids.values())

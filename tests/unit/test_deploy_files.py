@@ -18,7 +18,8 @@ from tests.support import kuberay
 import rayzyme
 from rayzyme.monitoring.metric_names import METRICS
 from rayzyme.monitoring.metrics import exported_names
-from rayzyme.settings import ServeSettings, load_settings
+from rayzyme.settings import load_settings
+from rayzyme.settings_sections import ServeSettings
 from rayzyme_actors.connection import OF_OUR_RAYS
 
 KUBERNETES = "1.31"

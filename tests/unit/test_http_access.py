@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from sqlalchemy import event, select
 from tests.support.api_client import ApiClient, pieces
+from tests.support.timing import Clock
 
 from rayzyme.access import Caller, Role, TokenStore
 from rayzyme.database import Database, open_database
@@ -27,19 +28,9 @@ from rayzyme_serve import access, faults
 from rayzyme_serve.api import create_api
 
 
-class Clock:
-    """Seconds that pass when they are told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import inspect, text
-from tests.support.job_samples import ROOM, SLOT, Clock, change, finish, request, settled, start
+from tests.support.job_samples import ROOM, SLOT, change, finish, request, settled, start
+from tests.support.timing import Clock
 
 from rayzyme.database import Database, open_database, record_event
 from rayzyme.database.administration import first_altered
@@ -30,11 +31,6 @@ from rayzyme.jobs.submitting import Call, check_request
 from rayzyme.workflows import WorkflowResult
 
 PASSWORD = "planted-secret"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, inspect, text
-from tests.support.job_samples import ROOM, RUNNING, SLOT, Clock, change, finish, request, settled, start
+from tests.support.job_samples import ROOM, RUNNING, SLOT, change, finish, request, settled, start
+from tests.support.timing import Clock
 
 from rayzyme.database import Database, open_database
 from rayzyme.database.administration import first_altered
@@ -22,11 +23,6 @@ from rayzyme.jobs.applying import LATE_RESULT
 from rayzyme.jobs.changes import Change, TaskChange
 from rayzyme.jobs.states import FINAL, JobState
 from rayzyme.jobs.store import JobStore
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

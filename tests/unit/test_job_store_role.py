@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 
-import pytest
 from sqlalchemy import select
-from tests.support.job_samples import Clock
+from tests.support.timing import Clock
 
-from rayzyme.database import open_database
 from rayzyme.database.tables import JobEvent
 from rayzyme.jobs.role import ProcessIdentity, is_provably_gone, process_identity
 from rayzyme.jobs.store import JobStore
 
 ONE = ProcessIdentity("boot", 1, 10, 100, "north")
 TWO = replace(ONE, pid=11)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(database_url: str, clock: Clock) -> Iterator[JobStore]:
-    with closing(open_database(database_url)) as database:
-        yield JobStore(database, clock=clock)
 
 
 def alive(_: ProcessIdentity) -> bool:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import aclosing, closing
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from tests.support.job_samples import ROOM, Clock, change, finish, request, settled, start
+from tests.support.job_samples import ROOM, change, finish, request, settled, start
 
-from rayzyme.database import open_database
 from rayzyme.errors import DatabaseError, NotFound, UnknownJob
 from rayzyme.jobs.look import JobLook
 from rayzyme.jobs.states import JobState
@@ -23,17 +22,6 @@ from rayzyme.workflows.result_files import result_file, results_folder
 from rayzyme_serve import job_events
 
 Result = TypeVar("Result")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(database_url: str, clock: Clock) -> Iterator[JobStore]:
-    with closing(open_database(database_url)) as database:
-        yield JobStore(database, clock=clock)
 
 
 def running(store: JobStore, name: str = "job") -> str:

@@ -25,8 +25,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import func, select
-from tests.support.job_samples import SLOT, Clock, change, request, settled, start
+from tests.support.job_samples import SLOT, change, request, settled, start
 from tests.support.stepped_scheduling import ListedRunner, SteppedScheduling, surroundings
+from tests.support.timing import Clock
 
 from rayzyme.database import open_database
 from rayzyme.database.administration import first_altered
@@ -74,7 +75,7 @@ class SchedulerWithStore(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(mkdtemp(dir=self.empty_database.parent))
         shutil.copy(self.empty_database, self.folder / "rayzyme.db")
-        self.clock = Clock()
+        self.clock = Clock(1_800_000_000.0)
         self.store = JobStore(open_database(f"sqlite:///{self.folder / 'rayzyme.db'}"), clock=self.clock, lease_ttl=TTL)
         self.loop = asyncio.new_event_loop()
         self.ghosts: list[RunOrder] = []

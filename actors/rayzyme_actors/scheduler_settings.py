@@ -10,7 +10,8 @@ from rayzyme.database import open_database
 from rayzyme.jobs.role import SETTINGS
 from rayzyme.jobs.scheduling_config import OwnerQuota, SchedulingConfig
 from rayzyme.jobs.store import JobStore
-from rayzyme.settings import Quota, Settings
+from rayzyme.settings import Settings
+from rayzyme.settings_sections import Quota
 
 # What can be changed while they run. The others say where things are and who may do what, and some of those are secret.
 _TOLD: Final = ("scheduler", "quotas", "cancel", "resources")

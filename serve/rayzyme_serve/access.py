@@ -21,7 +21,8 @@ from rayzyme.access import Caller, RateLimiter, Role, TokenStore, is_loopback, l
 from rayzyme.access.refusals import RefusalThinning, note_refusal
 from rayzyme.database import open_database
 from rayzyme.errors import DatabaseError, NotIdentified, NotPermitted, TooManyRequests, ValidationError
-from rayzyme.settings import ServeSettings, Settings
+from rayzyme.settings import Settings
+from rayzyme.settings_sections import ServeSettings
 from rayzyme_serve.request_frame import BodyLimit, RequestFrame
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from rayzyme.jobs.job import TaskPriority
 from rayzyme.models.checkpoints import CheckpointRegistry
 from rayzyme.screening.filters import matching_rows
 from rayzyme.screening.library import REFERENCE, ScreeningSetLibrary
-from rayzyme.settings import ScreeningMode, ServeSettings, Settings, get_settings
+from rayzyme.settings import Settings, get_settings
+from rayzyme.settings_sections import ScreeningMode, ServeSettings
 from rayzyme.workflows import (
     Workflow,
     create_full_pipeline,

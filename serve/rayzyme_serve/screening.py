@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from rayzyme.access import Role
 from rayzyme.chemistry.reactions import atoms_on_larger_side
 from rayzyme.screening.answer import ScreeningAnswer
-from rayzyme.settings import ScreeningMode, get_settings
+from rayzyme.settings import get_settings
+from rayzyme.settings_sections import ScreeningMode
 from rayzyme_serve import faults
 from rayzyme_serve.access import require
 from rayzyme_serve.plain_json import PlainJson

@@ -11,7 +11,8 @@ from rayzyme.errors import DeviceUnavailable, InvalidInput
 from rayzyme.jobs.job import TaskPriority
 from rayzyme.resources.drivers import SystemGPUs
 from rayzyme.resources.visibility import visible_devices
-from rayzyme.settings import ScreeningMode, get_settings
+from rayzyme.settings import get_settings
+from rayzyme.settings_sections import ScreeningMode
 from rayzyme.workflows.builder import WorkflowBuilder
 from rayzyme.workflows.task_config import TaskConfig
 from rayzyme.workflows.tasks import (

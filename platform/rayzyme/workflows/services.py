@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from rayzyme.settings import ScreeningMode
+from rayzyme.settings_sections import ScreeningMode
 from rayzyme.workflows.result import ModelRef
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from rayzyme.screening.building import BuildReport, build_screening_set
 from rayzyme.screening.importing import read_embeddings
 from rayzyme.screening.library import ScreeningSetLibrary
 from rayzyme.screening.screening_set import EmbeddingType
-from rayzyme.settings import ScreeningMode, get_settings
+from rayzyme.settings import get_settings
+from rayzyme.settings_sections import ScreeningMode
 from rayzyme.workflows.context import TaskContext
 from rayzyme.workflows.result import ModelRef, TaskResult
 from rayzyme.workflows.services import Query, ScreeningServices

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -15,12 +14,12 @@ from ray.exceptions import RayError
 
 from rayzyme.errors import DatabaseError, TaskNotSendable, UnknownJob
 from rayzyme.jobs.changes import Applied, Change
+from rayzyme.jobs.command_changes import change_for
 from rayzyme.jobs.job import Job, Resources
 from rayzyme.jobs.role import SETTINGS, is_provably_gone, process_identity
 from rayzyme.jobs.scheduling import SchedulerMachine
 from rayzyme.jobs.scheduling_config import SLOT
 from rayzyme.jobs.scheduling_events import (
-    Cancel,
     CancelRequested,
     CapacityChanged,
     Command,
@@ -47,9 +46,11 @@ from rayzyme.settings import Settings
 from rayzyme_actors.cluster_capacity import cluster_capacity, largest_node
 from rayzyme_actors.committing import Committer
 from rayzyme_actors.explaining import explain_from_store
+from rayzyme_actors.job_waiters import JobWaiters
 from rayzyme_actors.running_job import RunOrder
 from rayzyme_actors.scheduler_settings import scheduling_config, told_settings, with_told_settings
 from rayzyme_actors.submitting import TRANSIENT_KEY
+from rayzyme_actors.transient_tasks import TransientTasks
 from rayzyme_actors.workflow_runner import runner_prefix, start_runner
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ _EXPLAIN_WAIT_S, _EXPLAIN_LOOK_S = 2.0, 0.02
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.5, 10.0
 # How long the runner may take to know of a job that it was given.
 _HANDED_OVER_S = 15.0
-_QUEUED, _RUNNING = frozenset({JobState.QUEUED}), frozenset({JobState.RUNNING})
+_RUNNING = frozenset({JobState.RUNNING})
 
 
 class SchedulingLoop:
@@ -96,10 +97,7 @@ class SchedulingLoop:
         self._machine: SchedulerMachine | None = None
         self._committer = Committer(self._apply)
         self._wakened = asyncio.Event()
-        self._transient: dict[str, Mapping[str, Any]] = {}
-        self._transient_of: dict[str, str] = {}
-        self._transient_users: Counter[str] = Counter()
-        self._waiters: dict[str, list[asyncio.Future[bool]]] = {}
+        self._transient, self._waiters = TransientTasks(), JobWaiters()
         self._telling: set[asyncio.Task[None]] = set()
         self._is_draining = False
         self._rows: dict[str, Job] = {}
@@ -158,19 +156,17 @@ class SchedulingLoop:
                 f"the scheduler that runs the jobs lives in another Ray (process {holder.info.get('pid')} on "
                 f"{holder.info.get('host')}), which cannot be given code of this program: put functions and classes into a module"
             )
-        self._transient[key] = tasks
-        # Several jobs may have tasks that are the same to the last byte.
-        self._transient_users[key] += 1
+        self._transient.keep(key, tasks)
 
     async def bind_transient(self, key: str, job_id: str) -> None:
         """They are this job's, and may be forgotten with it."""
-        self._transient_of[job_id] = key
+        self._transient.bind(key, job_id)
         if (await self._ask_store(self._store.job, job_id)).state in FINAL:
             self._release_waiters(job_id)
 
     async def drop_transient(self, key: str) -> None:
         """Their job was refused."""
-        self._drop(key)
+        self._transient.drop(key)
 
     async def wait_for(self, job_id: str, timeout: float) -> bool:
         """Whether the job came to its end within `timeout` seconds."""
@@ -179,19 +175,8 @@ class SchedulingLoop:
                 return True
         except UnknownJob:
             return True
-        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(job_id, []).append(waiter)
         self.wake()
-        try:
-            return await asyncio.wait_for(waiter, timeout)
-        except TimeoutError:
-            return False
-        finally:
-            waiting = self._waiters.get(job_id, [])
-            if waiter in waiting:
-                waiting.remove(waiter)
-                if not waiting:
-                    del self._waiters[job_id]
+        return await self._waiters.wait(job_id, timeout)
 
     async def explain(self, job_id: str) -> dict[str, Any]:
         """Why a job waits, as the machine sees it."""
@@ -365,7 +350,9 @@ class SchedulingLoop:
 
     async def _obey(self, commands: Sequence[Command]) -> None:
         written = [command for command in commands if not isinstance(command, Stop) and self._is_up_to_date(command)]
-        applied = await self._committer.commit_all([self._change(command) for command in written])
+        applied = await self._committer.commit_all(
+            [change_for(command, self._rows[command.job_id], self._actor, self._runner_id or "") for command in written]
+        )
         started = []
         for command, outcome in zip(written, applied, strict=True):
             if self._note_applied(command, outcome) and isinstance(command, Start):
@@ -387,33 +374,6 @@ class SchedulingLoop:
             case Requeue(attempt=attempt) | Fail(attempt=attempt):
                 return row.attempt == attempt
         return True
-
-    def _change(self, command: Command) -> Change:
-        """What to write for a command of the machine."""
-        row = self._rows[command.job_id]
-        common: dict[str, Any] = {"job_id": row.job_id, "attempt": row.attempt, "actor": self._actor}
-        match command:
-            case Start():
-                return Change(
-                    **common, states=_QUEUED, to=JobState.RUNNING, new_attempt=command.attempt, reason="started",
-                    data={"runner": self._runner_id}, values={"not_before": None}, acquire=command.needs,
-                    lease_owner=self._runner_id or "",
-                )  # fmt: skip
-            case Requeue():
-                values: dict[str, Any] = {"site_faults": command.site_faults, "not_before": command.not_before}
-                return Change(
-                    **common, states=_RUNNING, to=JobState.QUEUED, reason=command.reason, release=True,
-                    values=values | {"fault": "site"},
-                )  # fmt: skip
-            case Fail():
-                values = {"error_class": command.error_class, "error_message": command.message, "fault": "site"}
-                return Change(
-                    **common, states=_QUEUED | _RUNNING, to=JobState.FAILED, reason=command.message, release=True,
-                    values=values,
-                )  # fmt: skip
-            case Cancel():
-                return Change(**common, states=_QUEUED, to=JobState.CANCELLED, reason="cancelled before it began")
-        raise AssertionError(f"{command} is not written down")
 
     def _note_applied(self, command: Command, outcome: Applied) -> bool:
         """Take over what the store has now; whether it is what was commanded."""
@@ -446,7 +406,8 @@ class SchedulingLoop:
             assert job is not None
             assert document is not None
             key = document.get(TRANSIENT_KEY)
-            if key is not None and key not in self._transient:
+            transient = {} if key is None else self._transient.get(key)
+            if transient is None:
                 await self._fail_transient(job)
                 continue
             orders.append(
@@ -456,7 +417,7 @@ class SchedulingLoop:
                     job.attempt,
                     applied.token,
                     document,
-                    self._transient.get(key, {}) if key else {},
+                    transient,
                     is_first=job.attempt == 1,
                 )
             )
@@ -601,18 +562,8 @@ class SchedulingLoop:
     def _release_waiters(self, job_id: str) -> None:
         """The job has ended: whoever waits for it is told, and what only this memory holds of it is not needed any more."""
         self._runner_of.pop(job_id, None)
-        key = self._transient_of.pop(job_id, None)
-        if key is not None:
-            self._drop(key)
-        for waiter in self._waiters.pop(job_id, ()):
-            if not waiter.done():
-                waiter.set_result(True)
-
-    def _drop(self, key: str) -> None:
-        self._transient_users[key] -= 1
-        if self._transient_users[key] <= 0:
-            del self._transient_users[key]
-            self._transient.pop(key, None)
+        self._transient.forget_job(job_id)
+        self._waiters.release(job_id)
 
     def _publish_snapshot(self) -> None:
         running = len(self._running())

@@ -10,6 +10,8 @@ import logging
 import os
 import secrets
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -161,9 +163,14 @@ def _named_address(settings: Settings) -> str | None:
 
 
 def _write_once(token_file: Path) -> None:
-    try:
-        descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+    """Whole, or not at all: whoever finds it reads it."""
+    if token_file.exists():
         return
-    with os.fdopen(descriptor, "w") as sink:
-        sink.write(secrets.token_hex(32))
+    descriptor, written = tempfile.mkstemp(dir=token_file.parent)
+    try:
+        with os.fdopen(descriptor, "w") as sink:
+            sink.write(secrets.token_hex(32))
+        with suppress(FileExistsError):
+            os.link(written, token_file)
+    finally:
+        Path(written).unlink()

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -44,7 +45,8 @@ _ONLINE_TOGETHER = 64
 _RANKED_TOGETHER = 16
 _MANY_HITS = 1000
 _FILTERS_KEPT = 32
-_PATIENCE, _LOOK_S = 0.5, 0.001
+# How long to wait for more requests, in times of the scan before.
+_PATIENCE = 0.5
 _WAITED = b"rayzyme:waited_s"
 
 
@@ -96,6 +98,7 @@ class EmbeddingShard:
         self._threads, self._reserve_ratio = threads, reserve_ratio
         self._rows_admitted = lru_cache(maxsize=_FILTERS_KEPT)(self._find_rows)
         self._pending: deque[_Request] = deque()
+        self._arrival = threading.Condition()
         self._together, self._scan_s, self._answered_at = 0, 0.0, float("-inf")
         self._most_together = self._dropped = 0
         self._executor = LaneExecutor("shard", lambda: torch.set_num_threads(threads))
@@ -132,7 +135,9 @@ class EmbeddingShard:
                 steps = partial(self._search_alone, queries, k, wanted, asked_at)
                 return await asyncio.wrap_future(self._submit(steps, "batch"))
             request = _Request(queries, k, wanted, asyncio.get_running_loop().create_future(), asked_at)
-            self._pending.append(request)
+            with self._arrival:
+                self._pending.append(request)
+                self._arrival.notify()
             # Not awaited: it also searches for others, and must go on when this caller hangs up.
             self._submit(self._search_pending, "online")
             return await request.answer
@@ -260,9 +265,9 @@ class EmbeddingShard:
 
         Nobody waits who asks alone, or after a pause.
         """
-        end = self._answered_at + _PATIENCE * self._scan_s
-        while len(self._pending) < self._together and time.perf_counter() < end:
-            time.sleep(_LOOK_S)
+        left = self._answered_at + _PATIENCE * self._scan_s - time.perf_counter()
+        with self._arrival:
+            self._arrival.wait_for(lambda: len(self._pending) >= self._together, max(0.0, left))
 
     def _find_rows(self, filters: str) -> NDArray[np.int64]:
         return matching_rows(self._proteins, json.loads(filters))

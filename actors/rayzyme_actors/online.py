@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -260,7 +261,11 @@ class OnlineScreening:
         begin = time.perf_counter()
         digest, metrics = screener.checkpoint.digest, get_metrics_collector()
         found = {text: item for text in reactions if (item := self._remembered(digest, text)) is not None}
-        missing = list(dict.fromkeys(text for text in reactions if text not in found))
+        unread = list(dict.fromkeys(text for text in reactions if text not in found))
+        # Reading many reactions takes long enough for other callers to notice.
+        canonical = await asyncio.to_thread(_canonical_forms, unread) if unread else {}
+        found |= self._written_otherwise(digest, canonical)
+        missing = [text for text in unread if text not in found]
         metrics.increment("rayzyme_embeddings_remembered_total", len(found))
         if missing:
             answer: EncodedReactions = await self._call(screener.host, "encode_reactions", missing, lane, log_fields())
@@ -271,35 +276,34 @@ class OnlineScreening:
                     place = reactions.index(text) + 1
                     raise InvalidReaction(f"reaction {place} {prepared}")
                 # A copy: a row of the answer would keep all of it in memory.
-                found[text] = self._encoded[digest, text] = _Encoded(prepared, next(rows).copy())
-                self._texts[digest, canonical_reaction(text)] = text
-            while len(self._encoded) > self._settings.serve.embeddings_kept:
-                self._encoded.popitem(last=False)
-            while len(self._texts) > self._settings.serve.embeddings_kept:
-                self._texts.popitem(last=False)
+                found[text] = _Encoded(prepared, next(rows).copy())
+                if text in canonical:
+                    self._remember(self._texts, (digest, canonical[text]), text)
+        for text in unread:
+            self._remember(self._encoded, (digest, text), found[text])
         timing.encode += time.perf_counter() - begin
         return [found[text] for text in reactions]
 
     def _remembered(self, digest: str, text: str) -> _Encoded | None:
-        """What is known of a reaction, by its text or, where the model maps no atoms, by another way to write it."""
         item = self._encoded.get((digest, text))
-        if item is None:
-            item = self._known_otherwise(digest, text)
-            if item is not None:
-                self._encoded[digest, text] = item
         if item is not None:
             self._encoded.move_to_end((digest, text))
         return item
 
-    def _known_otherwise(self, digest: str, text: str) -> _Encoded | None:
-        try:
-            same = self._encoded.get((digest, self._texts.get((digest, canonical_reaction(text)), "")))
-            if same is None or same.prepared.mapped_reaction is not None:
-                return None
-            return _Encoded(prepare_reactions([text], needs_atom_mapping=False)[0], same.embedding)
-        except InvalidReaction:
-            # The model's host says what is wrong with it.
-            return None
+    def _written_otherwise(self, digest: str, canonical: Mapping[str, str]) -> dict[str, _Encoded]:
+        """Of reactions by their canonical forms, those that are known under another text, where the model maps no atoms."""
+        found = {}
+        for text, form in canonical.items():
+            same = self._encoded.get((digest, self._texts.get((digest, form), "")))
+            if same is not None and same.prepared.mapped_reaction is None:
+                (prepared,) = prepare_reactions([text], needs_atom_mapping=False)
+                found[text] = _Encoded(prepared, same.embedding)
+        return found
+
+    def _remember(self, memory: OrderedDict[tuple[str, str], Any], key: tuple[str, str], value: Any) -> None:
+        memory[key] = value
+        if len(memory) > self._settings.serve.embeddings_kept:
+            memory.popitem(last=False)
 
     async def _search(
         self,
@@ -323,6 +327,15 @@ class OnlineScreening:
         timing.queue += waited
         timing.search += time.perf_counter() - begin - waited
         return parts
+
+
+def _canonical_forms(texts: Sequence[str]) -> dict[str, str]:
+    """Of those that are valid; what is wrong with the others the model's host says."""
+    forms = {}
+    for text in texts:
+        with suppress(InvalidReaction):
+            forms[text] = canonical_reaction(text)
+    return forms
 
 
 def _stat(path: Any) -> Any:

@@ -20,7 +20,8 @@ from rayzyme.screening import CheckpointRef, ScreeningSet
 from rayzyme.screening.answer import SCHEMA, Hit, ReactionResult, Rejection, ScreeningAnswer, merge_hits
 from rayzyme.screening.evaluation import EvaluationReport, Ranking, evaluate
 from rayzyme.screening.library import ScreeningSetLibrary
-from rayzyme.settings import ScreeningMode, Settings, get_settings
+from rayzyme.settings import Settings, get_settings
+from rayzyme.settings_sections import ScreeningMode
 from rayzyme_actors.connection import connect
 from rayzyme_actors.lanes import Lane
 from rayzyme_actors.model_host import EncodedReactions

@@ -27,9 +27,12 @@ class OnlineEndpoint:
     def __init__(self, settings: Settings) -> None:
         """Take over the settings of the program that starts the application."""
         from rayzyme_actors.actor_process import set_up_actor
+        from rayzyme_actors.scheduler import start_scheduler
 
         set_up_actor(settings)
         self._settings = settings
+        # Jobs may have been accepted before, by a cluster that is gone; where a scheduler lives already it is found.
+        start_scheduler(settings)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for this once."""

@@ -38,7 +38,6 @@ _HEALTHY_S: Final = 180.0
 _QUESTION_S: Final = 60.0
 _LOOK_S: Final = 0.2
 _LISTENED_BY: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}
-_HELD_FOR_ALL: Final = ("model-host:", "shard:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +76,14 @@ def start_platform(settings: Settings, wishes: Wishes, say: Say) -> PlatformReco
         access.check_listening(settings)
         with closing(store_of(settings).database) as database:
             holder = JobStore(database).role()
-        _refuse_another_scheduler(holder, record)
+        if record is None and not names_cluster(settings):
+            _refuse_another_scheduler(holder, "")
         if record is None or not record.endpoint:
             _refuse_taken_port(settings)
         if record is None:
             record = _ray(settings, wishes, say)
         address = connect(settings)["address"]
+        _refuse_another_scheduler(holder, address)
         _refuse_another_node(address)
         is_new = not record.endpoint
         # Written before it is so: an `up` that is killed from here on is gone on with by the next one.
@@ -171,11 +172,11 @@ def _with_wishes(settings: Settings, wishes: Wishes, record: PlatformRecord | No
     return settings.model_copy(update={"serve": settings.serve.model_copy(update=runs)})
 
 
-def _refuse_another_scheduler(holder: RoleHolder | None, record: PlatformRecord | None) -> None:
-    """Two cannot share the jobs of a database, and one that is elsewhere ends when that ends."""
+def _refuse_another_scheduler(holder: RoleHolder | None, address: str) -> None:
+    """Two cannot share the jobs of a database, and one that is not in the Ray at `address` ends when its own ends."""
     if holder is None or is_provably_gone(holder.identity):
         return
-    if record is None or holder.info.get("address") != record.address:
+    if holder.info.get("address") != address:
         raise InvalidInput(
             f"a scheduler runs already, on {holder.info.get('host')} as process {holder.info.get('pid')}; `rayzyme stop` ends it"
         )
@@ -333,8 +334,10 @@ def _end_actors(settings: Settings) -> None:
     """Those that hold models and shards; programs that still want them start them again."""
     import ray
 
+    from rayzyme_actors.starting import HOST_PREFIX, SHARD_PREFIX
+
     named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
     for actor in named:
-        if actor["namespace"] == settings.ray.namespace and actor["name"].startswith(_HELD_FOR_ALL):
+        if actor["namespace"] == settings.ray.namespace and actor["name"].startswith((HOST_PREFIX, SHARD_PREFIX)):
             with suppress(ValueError):
                 ray.kill(ray.get_actor(actor["name"], settings.ray.namespace), no_restart=True)

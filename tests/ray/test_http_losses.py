@@ -15,7 +15,9 @@ from rayzyme_serve.app import APPLICATION
 _ASK_AGAIN = {429, 503}
 
 
-@pytest.mark.parametrize("part", ["shard:", "model-host:", f"SERVE_REPLICA::{APPLICATION}#online", "SERVE_CONTROLLER"])
+@pytest.mark.parametrize(
+    "part", ["shard:", "model-host:", f"SERVE_REPLICA::{APPLICATION}#online", "SERVE_CONTROLLER", "scheduler:"]
+)
 def test_what_is_killed_under_load_gives_no_wrong_answer_and_comes_back(endpoint: str, part: str) -> None:
     with Load(f"{endpoint}/v1/screen") as load:
         load.wait_for(10, status=200)

@@ -30,6 +30,8 @@ class PlatformRecord:
         process: The one that all of a Ray of our own hang on; None where a Ray was joined.
         folder: What that Ray writes; None where a Ray was joined.
         endpoint: URL of the HTTP endpoint; empty until it was started.
+        host: Address that it listens on.
+        is_ending: Whether `rayzyme down` is at work.
     """
 
     address: str = ""
@@ -38,6 +40,8 @@ class PlatformRecord:
     process: ProcessIdentity | None = None
     folder: Path | None = None
     endpoint: str = ""
+    host: str = ""
+    is_ending: bool = False
 
     @property
     def is_own(self) -> bool:

@@ -88,7 +88,9 @@ async def _tell_malformed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     if request.method == "POST" and "json" not in request.headers.get("content-type", ""):
         return error_response(422, "send the body as JSON, with the header Content-Type: application/json", "Malformed")
-    return error_response(422, "; ".join(_fault(fault) for fault in error.errors()), "Malformed")
+    # Where several forms are allowed, each has its own complaint: the first is enough.
+    faults = {_place(fault): fault["msg"].removeprefix("Value error, ") for fault in reversed(error.errors())}
+    return error_response(422, "; ".join(f"{place}: {told}" for place, told in reversed(faults.items())), "Malformed")
 
 
 async def _tell_http(_request: Request, error: Exception) -> JSONResponse:
@@ -103,10 +105,10 @@ async def _tell_incident(request: Request, error: Exception) -> JSONResponse:
     return error_response(500, detail, "Incident")
 
 
-def _fault(fault: dict[str, Any]) -> str:
+def _place(fault: dict[str, Any]) -> str:
+    """Where it is, without the names of forms that only the schema knows, such as `literal['low','high']`."""
     place: Sequence[Any] = fault["loc"]
-    where = ".".join(str(part) for part in place if part != "body") or "the body"
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+    return ".".join(str(part) for part in place if part != "body" and "[" not in str(part)) or "the body"
 
 
 def _text(error: Exception) -> str:

@@ -70,8 +70,9 @@ def start_platform(settings: Settings, wishes: Wishes, say: Say) -> PlatformReco
         WorkerLost: Ray, the scheduler or the endpoint did not come to life.
     """
     with _alone(settings):
-        record = _surviving(settings, say)
-        settings = _with_wishes(settings, wishes, record)
+        before = read_record(settings.home)
+        record = _surviving(settings, before, say)
+        settings = _with_wishes(settings, wishes, record, before)
         use_settings(settings)
         access.check_listening(settings)
         with closing(store_of(settings).database) as database:
@@ -87,7 +88,10 @@ def start_platform(settings: Settings, wishes: Wishes, say: Say) -> PlatformReco
         _refuse_another_node(address)
         is_new = not record.endpoint
         # Written before it is so: an `up` that is killed from here on is gone on with by the next one.
-        record = replace(record, address=address, dashboard=_dashboard(), endpoint=_endpoint(settings))
+        record = replace(
+            record, address=address, dashboard=_dashboard(), endpoint=_endpoint(settings), host=settings.serve.host,
+            is_ending=False,
+        )  # fmt: skip
         write_record(settings.home, record)
         _start_scheduler(settings, say)
         _start_endpoint(settings, say)
@@ -114,6 +118,8 @@ def stop_platform(settings: Settings, timeout: float, say: Say) -> bool:
         record = read_record(settings.home)
         if record is None:
             return False
+        # Whoever stays with it in the foreground is to know that it was not lost.
+        write_record(settings.home, replace(record, is_ending=True))
         try:
             _note(settings, "ended", record)
             if record.is_running():
@@ -137,9 +143,8 @@ def _alone(settings: Settings) -> AbstractContextManager[None]:
     return sole_owner(path)
 
 
-def _surviving(settings: Settings, say: Say) -> PlatformRecord | None:
+def _surviving(settings: Settings, record: PlatformRecord | None, say: Say) -> PlatformRecord | None:
     """What runs already; of what does not any more the remains are cleared away."""
-    record = read_record(settings.home)
     if record is None or record.is_running():
         return record
     say("the Ray that ran here is gone; clearing away what it left")
@@ -149,8 +154,10 @@ def _surviving(settings: Settings, say: Say) -> PlatformRecord | None:
     return None
 
 
-def _with_wishes(settings: Settings, wishes: Wishes, record: PlatformRecord | None) -> Settings:
-    """The settings with the host and port that were asked for.
+def _with_wishes(
+    settings: Settings, wishes: Wishes, record: PlatformRecord | None, before: PlatformRecord | None
+) -> Settings:
+    """The settings with the host and port that were asked for; else those of what was there `before`, which clients know.
 
     Raises:
         InvalidInput: Something else runs.
@@ -159,6 +166,9 @@ def _with_wishes(settings: Settings, wishes: Wishes, record: PlatformRecord | No
     if record is not None and named not in (None, "auto", record.address):
         raise InvalidInput(f"Ray at {record.address} is in use, not {named}; `rayzyme down` ends that first")
     given = {name: value for name in ("host", "port") if (value := getattr(wishes, name)) is not None}
+    if record is None and before is not None and before.endpoint and not before.is_ending:
+        port = httpx.URL(before.endpoint).port or 80
+        given = {"host": before.host or settings.serve.host, "port": port, **given}
     wanted = settings.model_copy(update={"serve": settings.serve.model_copy(update=given)})
     if record is None or not record.endpoint:
         return wanted
@@ -226,7 +236,8 @@ def _dashboard() -> str:
 def _start_scheduler(settings: Settings, say: Say) -> None:
     from rayzyme_actors.scheduler import ask_scheduler, start_scheduler
 
-    say("starting the scheduler")
+    if not ask_scheduler(settings, "describe", absent={"leads": False})["leads"]:
+        say("starting the scheduler")
     start_scheduler(settings)
     ask_scheduler(settings, "configure", settings)
     end = time.monotonic() + _LEADS_S
@@ -253,7 +264,7 @@ def _start_endpoint(settings: Settings, say: Say) -> None:
     if known is None or known.status != "RUNNING":
         say("starting the HTTP endpoint")
         serve.run(build(), name=APPLICATION, blocking=False)
-    say("waiting for its first answer")
+        say("waiting for its first answer")
     _wait_until_healthy(_endpoint(settings))
 
 

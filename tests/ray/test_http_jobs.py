@@ -498,5 +498,9 @@ def test_priorities_are_taken_by_word_and_by_number(client: httpx.Client, gate: 
         job = client.post("/v1/jobs", json=body | {"priority": said}).json()
         assert job["priority"] == meant
         client.post(f"/v1/jobs/{job['job_id']}/cancel")
-    assert client.post("/v1/jobs", json=body | {"priority": 4}).status_code == 422
+    refused = client.post("/v1/jobs", json=body | {"priority": 4})
+    assert refused.status_code == 422
+    assert refused.json()["detail"].startswith(
+        "simple_screening.priority: Input should be 'low', 'normal', 'high' or 'critical'"
+    )
     gate.opens()

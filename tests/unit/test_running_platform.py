@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rayzyme.database import open_database
-from rayzyme.errors import DamagedFile, InvalidInput
+from rayzyme.errors import DamagedFile, InvalidInput, WorkerLost
 from rayzyme.jobs.role import ProcessIdentity, identity_of, process_identity
 from rayzyme.jobs.store import JobStore
 from rayzyme.settings import load_settings
@@ -22,6 +22,7 @@ from rayzyme_actors.connection import names_cluster
 from rayzyme_actors.platform_record import PlatformRecord, read_record, record_file, remove_record, write_record
 from rayzyme_serve import running_platform
 from rayzyme_serve.cli import main
+from rayzyme_serve.cli.up import _stay, platform_rows
 from rayzyme_serve.running_platform import Wishes, start_platform, stop_platform
 
 
@@ -158,3 +159,33 @@ def test_down_without_anything_running_says_so(
         main()
     assert ended.value.code == 0
     assert "nothing runs" in capsys.readouterr().err
+
+
+def test_what_was_lost_comes_back_where_its_clients_know_it(home: Path) -> None:
+    """A plain `up`; what is asked for counts more."""
+    lost = recorded(home, address="127.0.0.1:1", endpoint="http://127.0.0.1:8123", host="0.0.0.0")
+    settings = load_settings()
+    again = running_platform._with_wishes(settings, Wishes(), None, lost).serve
+    assert (again.host, again.port) == ("0.0.0.0", 8123)
+    other = running_platform._with_wishes(settings, Wishes(host="127.0.0.1", port=9000), None, lost).serve
+    assert (other.host, other.port) == ("127.0.0.1", 9000)
+    ended = running_platform._with_wishes(settings, Wishes(), None, replace(lost, is_ending=True)).serve
+    assert ended == settings.serve
+
+
+def test_the_status_tells_what_was_lost_from_what_was_never_there(home: Path) -> None:
+    assert "not started" in platform_rows(load_settings())[1][0][1]
+    recorded(home, address="127.0.0.1:1", endpoint="http://127.0.0.1:8123")
+    assert platform_rows(load_settings()) == (
+        {"running": False}, [["Ray", "lost; `rayzyme up` starts it again"], ["HTTP endpoint", "not running"]],
+    )  # fmt: skip
+
+
+def test_whoever_stays_ends_well_when_down_was_asked_for_and_badly_when_ray_was_lost(home: Path) -> None:
+    lost = recorded(home, address="127.0.0.1:1", endpoint="http://127.0.0.1:8123")
+    with pytest.raises(WorkerLost, match="Ray is gone"):
+        _stay(load_settings(), lost)
+    write_record(home, replace(lost, is_ending=True))
+    _stay(load_settings(), lost)
+    remove_record(home)
+    _stay(load_settings(), lost)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rayzyme.access import is_loopback
 from rayzyme.errors import WorkerLost
 from rayzyme.settings import Settings, use_settings
 from rayzyme_serve.cli.context import Context, OutputOption
@@ -64,7 +65,7 @@ def up_command(
         _print(printer, record)
         if foreground:
             printer.note("Ctrl-C ends everything")
-            _stay(record)
+            _stay(settings, record)
     except KeyboardInterrupt:
         if not foreground:
             raise
@@ -85,11 +86,12 @@ def down_command(context: typer.Context, timeout: TimeoutOption = 60.0, output: 
 
 def platform_rows(settings: Settings) -> tuple[dict[str, Any], list[list[Any]]]:
     """What `rayzyme up` runs, for `rayzyme status`: as a document and as rows of a table."""
-    from rayzyme_actors.platform_record import running_platform
+    from rayzyme_actors.platform_record import read_record
 
-    record = running_platform(settings.home)
-    if record is None:
-        return {"running": False}, [["Ray", "not started by `rayzyme up`"], ["HTTP endpoint", "not running"]]
+    record = read_record(settings.home)
+    if record is None or not record.is_running():
+        told = "not started by `rayzyme up`" if record is None else "lost; `rayzyme up` starts it again"
+        return {"running": False}, [["Ray", told], ["HTTP endpoint", "not running"]]
     answers = record.endpoint_listens()
     document = {"running": True, **_document(record), "endpoint_answers": answers}
     told = record.endpoint if answers else f"{record.endpoint} does not answer" if record.endpoint else "not running"
@@ -108,6 +110,10 @@ def _print(printer: Output, record: PlatformRecord) -> None:
         rows.append(["its token", f"in {_token_file(record)}"])
     rows.append(["Ray", f"{record.address}{'' if record.is_own else ' (joined)'}"])
     printer.rows("Rayzyme runs", ["what", "where"], rows)
+    if not is_loopback(record.host):
+        printer.warning(
+            f"it listens on {record.host}, where tokens travel as they are: put a proxy that speaks HTTPS before it"
+        )
     printer.value(record.endpoint)
 
 
@@ -125,15 +131,20 @@ def _token_file(record: PlatformRecord) -> str:
     return record.authentication.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
 
 
-def _stay(record: PlatformRecord) -> None:
-    """Until Ctrl-C.
+def _stay(settings: Settings, record: PlatformRecord) -> None:
+    """Until Ctrl-C, or until `rayzyme down` ends it.
 
     Raises:
         WorkerLost: Ray is gone.
     """
+    from rayzyme_actors.platform_record import read_record
+
     never = threading.Event()
     while record.is_running():
         never.wait(_LOOK_S)
+    left = read_record(settings.home)
+    if left is None or left.is_ending:
+        return
     raise WorkerLost("Ray is gone; `rayzyme up` clears away what it left and starts it again")
 
 
